@@ -1,0 +1,154 @@
+"""A small text encoder over a closed vocabulary, learnt together with the model it serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.shapes import Tokens
+
+__all__ = ["VocabularyEncoder", "drop", "split_words", "vocabulary"]
+
+_WORD = re.compile(r"\w+(?:['-]\w+)*")
+_PAD, _START, _SPECIAL = 0, 1, 2
+
+
+class VocabularyEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
+    """Prompts made of known words to token embeddings for cross-attention.
+
+    A prompt is split into lower-case words, led by a start token and padded to a fixed length, so
+    that its embedding does not depend on the prompts beside it. Padding is a learnt token that is
+    attended to, as in Stable Diffusion. The empty prompt is the unconditional one.
+
+    Args:
+        words: the vocabulary (``vocabulary(captions)`` builds one): sorted, lower case, unique.
+        width: features ``d`` of a token.
+        layers: transformer layers.
+        heads: attention heads; they divide ``width``.
+        max_words: longest prompt in words; ``n = max_words + 1``.
+
+    Raises:
+        InvalidArgumentError: an unsorted, empty or repeated vocabulary, or sizes that do not fit.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        words: Sequence[str],
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        max_words: int = 16,
+    ) -> None:
+        super().__init__()
+        _check(words, width, layers, heads, max_words)
+        self._index = {word: i + _SPECIAL for i, word in enumerate(words)}
+        self.embedding = nn.Embedding(len(words) + _SPECIAL, width)
+        self.position = nn.Parameter(0.02 * torch.randn(max_words + 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width,
+            heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.final_norm = nn.LayerNorm(width)
+
+    def forward(self, ids: Int[Tensor, "b n"]) -> Tokens:
+        """Embeddings of token numbers from ``tokenize``."""
+        tokens = self.embedding(ids) + self.position
+        return self.final_norm(self.transformer(tokens))  # type: ignore[no-any-return]
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Embeddings of ``texts``; see ``tokenize`` for what raises."""
+        return self(self.tokenize(texts))  # type: ignore[no-any-return]
+
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b n"]:
+        """Token numbers of ``texts`` on the model's device, padded to ``max_words + 1``.
+
+        Raises:
+            InvalidArgumentError: a word outside the vocabulary (all of them are named), or a
+                prompt longer than ``max_words``.
+        """
+        split = [split_words(text) for text in texts]
+        self._refuse_unknown(split)
+        length = self.config.max_words
+        for text, words in zip(texts, split, strict=True):
+            if len(words) > length:
+                raise InvalidArgumentError(
+                    f"the prompt {text!r} has {len(words)} words; this encoder reads up to "
+                    f"{length}. Shorten it, or train an encoder with a larger max_words."
+                )
+        rows = [
+            [_START, *(self._index[word] for word in words), *[_PAD] * (length - len(words))]
+            for words in split
+        ]
+        return torch.tensor(rows, dtype=torch.long, device=self.position.device).reshape(
+            len(rows), length + 1
+        )
+
+    def _refuse_unknown(self, prompts: Iterable[Sequence[str]]) -> None:
+        unknown = {word for words in prompts for word in words if word not in self._index}
+        if not unknown:
+            return
+        named = [f"{word!r}{self._nearest(word)}" for word in sorted(unknown)]
+        raise InvalidArgumentError(
+            f"words this model never learnt: {', '.join(named)}. It knows: "
+            f"{', '.join(self._index) or 'no word'}."
+        )
+
+    def _nearest(self, word: str) -> str:
+        near = get_close_matches(word, self._index, n=1, cutoff=0.5)
+        return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def vocabulary(captions: Iterable[str]) -> list[str]:
+    """All words of ``captions``, sorted: the ``words`` of a ``VocabularyEncoder``."""
+    return sorted({word for caption in captions for word in split_words(caption)})
+
+
+def drop(texts: Sequence[str], probability: float, rng: np.random.Generator) -> list[str]:
+    """Replace each text by the empty prompt with ``probability``, to train for guidance.
+
+    One number is drawn per text whatever the probability, so that the stream stays aligned
+    (Ho & Salimans 2021, algorithm 1).
+
+    Raises:
+        InvalidArgumentError: ``probability`` is not in [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise InvalidArgumentError(
+            f"the probability to drop a prompt is {probability}; give 0 (never) to 1 (always)."
+        )
+    dropped = rng.random(len(texts)) < probability
+    return ["" if gone else text for text, gone in zip(texts, dropped, strict=True)]
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a prompt as the encoder counts them: lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def _check(words: Sequence[str], width: int, layers: int, heads: int, max_words: int) -> None:
+    if list(words) != vocabulary(words):
+        raise InvalidArgumentError(
+            "the vocabulary must be sorted, lower case, without repeats, one word per entry; "
+            "build it with vidgen.conditioning.vocabulary(captions)."
+        )
+    if min(width, layers, heads, max_words) < 1 or width % heads:
+        raise InvalidArgumentError(
+            f"width={width}, layers={layers}, heads={heads}, max_words={max_words}: each must be 1 "
+            "or more, and heads must divide width."
+        )

@@ -1,0 +1,171 @@
+"""Typed configurations: frozen dataclasses to and from JSON, with overrides by field name.
+
+A configuration is a tree of frozen dataclasses that may hold other dataclasses. Values are checked by
+pydantic against the annotations; unknown fields are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from vidgen.errors import InvalidArgumentError, UnknownNameError
+
+__all__ = ["from_dict", "override", "read_json", "to_dict", "write_json"]
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return ``config`` (a dataclass instance) as plain JSON values.
+
+    A field annotated ``Any`` that holds a dataclass (a recipe's strategy configuration) is dumped by its
+    own class, so that nothing is lost.
+    """
+    out: dict[str, Any] = {}
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and (hints[field.name] is Any or _plain(type(value))):
+            out[field.name] = to_dict(value)
+        else:
+            out[field.name] = _adapter(hints[field.name]).dump_python(value, mode="json")
+    return out
+
+
+def _plain(kind: Any) -> bool:
+    """Whether ``kind`` is a dataclass without a serialisation of its own."""
+    return dataclasses.is_dataclass(kind) and not hasattr(kind, "__get_pydantic_core_schema__")
+
+
+def from_dict(kind: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
+    """Build the dataclass ``kind`` from plain values, checked against its annotations.
+
+    Raises:
+        UnknownNameError: a key is no field of ``kind``.
+        InvalidArgumentError: a value does not fit its field.
+    """
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    values = {}
+    for key, value in data.items():
+        if key not in names:
+            raise UnknownNameError(f"field of {kind.__name__}", f"{where}{key}", names)
+        if _plain(hints[key]) and isinstance(value, Mapping):
+            values[key] = from_dict(hints[key], value, where=f"{where}{key}.")
+        else:
+            values[key] = _checked(hints[key], value, f"{where}{key}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidArgumentError(f"{kind.__name__} cannot be built: {error}") from error
+
+
+def _checked(kind: Any, value: Any, name: str) -> Any:
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        label = getattr(kind, "__name__", str(kind))
+        raise InvalidArgumentError(
+            f"field {name!r} was given {value!r}; expected {label}: {problem}."
+        ) from error
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield ``(dotted name, annotation, value)`` for every leaf of ``config``."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _plain(type(value)):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hints[field.name], value
+
+
+def override(config: T, assignments: Iterable[str]) -> T:
+    """Return ``config`` with ``NAME=VALUE`` assignments applied, in order.
+
+    ``NAME`` is a leaf's dotted path (``model.width``) or its last part where that is unique (``width``);
+    ``VALUE`` is read by the field's type, then as JSON.
+
+    Raises:
+        UnknownNameError: no field is called ``NAME``.
+        InvalidArgumentError: ``=`` is missing, ``NAME`` is ambiguous, or ``VALUE`` does not fit.
+    """
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidArgumentError(
+                f"{assignment!r} assigns nothing; expected NAME=VALUE, such as width=64."
+            )
+        path, kind = _find(config, name.strip())
+        config = _replaced(config, path.split("."), _parsed(kind, text.strip(), path))
+    return config
+
+
+def _find(config: Any, name: str) -> tuple[str, Any]:
+    leaves = {path: kind for path, kind, _ in fields_of(config)}
+    if name in leaves:
+        return name, leaves[name]
+    matches = [path for path in leaves if path.endswith(f".{name}")]
+    if len(matches) > 1:
+        raise InvalidArgumentError(f"field {name!r} is ambiguous; write one of {', '.join(sorted(matches))}.")
+    if not matches:
+        known = {*leaves, *(path.rpartition(".")[2] for path in leaves)} if "." not in name else leaves
+        raise UnknownNameError("field", name, known)
+    return matches[0], leaves[matches[0]]
+
+
+def _parsed(kind: Any, text: str, name: str) -> Any:
+    candidates: list[Any] = [text]
+    with contextlib.suppress(json.JSONDecodeError):
+        candidates.append(json.loads(text))
+    if text.lower() in {"none", "null"}:
+        candidates.insert(0, None)
+    for candidate in candidates:
+        try:
+            return _checked(kind, candidate, name)
+        except InvalidArgumentError as error:
+            last = error
+    raise last
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _replaced(getattr(config, path[0]), path[1:], value)
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as indented JSON to ``path``: to a temporary name beside it, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object at ``path``.
+
+    Raises:
+        InvalidArgumentError: the file is not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise InvalidArgumentError(f"{path} holds {type(data).__name__}; expected a JSON object.")
+    return data

@@ -1,0 +1,58 @@
+"""The parts of a plan: slots, levels and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Call", "Level", "Slot", "call_id"]
+
+Slot = tuple[str, int]
+"""One frame of one level, ``(level name, absolute frame)``; a feature without a frame is 0."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution, rate or feature that a plan produces.
+
+    Args:
+        name: chosen by the strategy, for example ``"global"``, ``"x1"`` or ``"video"``.
+        num_frames: how many frames the level has (>= 1); slots past the end are dropped.
+        window: the most frames that one call may cover at this level (>= 1).
+    """
+
+    name: str
+    num_frames: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a denoiser (or generator) over a few frames of one level.
+
+    Args:
+        id: short, readable, unique in the plan.
+        level: the level whose frames the call covers.
+        frames: absolute indices of the frames covered, ascending, given ones included.
+        given: slots the call must be handed, of any level; those of its own level are in
+            ``frames``.
+        emits: slots the call produces, all of its own level and in ``frames``.
+    """
+
+    id: str
+    level: str
+    frames: tuple[int, ...]
+    given: tuple[Slot, ...]
+    emits: tuple[Slot, ...]
+
+
+def call_id(level: str, frames: Sequence[int]) -> str:
+    """Name a call by the evenly spaced frames it covers: ``video/12-27``, ``video/0-225:15``.
+
+    The name depends on the frames alone, so a call keeps it in a longer plan.
+    """
+    if len(frames) == 1:
+        return f"{level}/{frames[0]}"
+    stride = frames[1] - frames[0]
+    suffix = f":{stride}" if stride != 1 else ""
+    return f"{level}/{frames[0]}-{frames[-1]}{suffix}"

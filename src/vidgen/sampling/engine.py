@@ -1,0 +1,191 @@
+"""Runs a plan: batches its calls, shares them among processes, frees what no later call needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vidgen.conditioning import Conditioning
+from vidgen.diffusion import Denoiser
+from vidgen.errors import InvalidArgumentError
+from vidgen.noise import NoiseKey
+from vidgen.plans import Call, Slot
+from vidgen.sampling.arguments import Generation
+from vidgen.sampling.work import WorkFolder
+from vidgen.strategy import Canvas, Strategy
+
+__all__ = ["Engine", "Job", "StepHook"]
+
+StepHook = Callable[[list["Job"], int, Tensor, Tensor], Tensor]
+"""``(jobs of the batch, step, timestep, latents) -> latents`` after every solver step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call for one video."""
+
+    call: Call
+    video: int
+
+
+class Engine:
+    """Executes one plan for several videos.
+
+    Args:
+        strategy: answers the calls.
+        generation: what to run.
+        batch_size: most (call, video) pairs per network batch; None takes all videos of one call.
+        stream: complete the earliest frames first (depth first) and keep little; otherwise wave by wave,
+            which batches calls of one wave together and shares them among processes.
+        on_step: called after every solver step.
+        work: where finished calls are kept.
+
+    Attributes:
+        released: video frames before this one are delivered and need not stay.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        generation: Generation,
+        *,
+        batch_size: int | None = None,
+        stream: bool = False,
+        on_step: StepHook | None = None,
+        work: WorkFolder | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InvalidArgumentError(f"batch_size is {batch_size}; expected 1 or more, or None.")
+        self.strategy, self.generation = strategy, generation
+        self.plan, self.requests = generation.plan, generation.requests
+        self.batch_size = batch_size or len(self.requests)
+        self.stream, self.on_step, self.work = stream, on_step, work
+        self.canvases = [Canvas(generation.pins) for _ in self.requests]
+        self.released = 0
+        self._pending = Counter(slot for call in self.plan.calls for slot in call.given)
+
+    @property
+    def video_level(self) -> str:
+        """The level whose slots are the video."""
+        return self.plan.levels[-1].name
+
+    def rounds(self) -> list[list[list[Job]]]:
+        """Return rounds of batches of jobs; the batches of one round do not depend on each other."""
+        if self.stream:
+            groups = [[call] for call in self.plan.order("depth")]
+        else:
+            groups = [list(wave) for wave in self.plan.waves()]
+        return [self._batches(calls) for calls in groups]
+
+    def _batches(self, calls: Sequence[Call]) -> list[list[Job]]:
+        alike: dict[tuple[object, ...], list[Job]] = {}
+        for call in calls:
+            jobs = alike.setdefault(self.strategy.batch_key(call), [])
+            jobs.extend(Job(call, video) for video in range(len(self.requests)))
+        size = self.batch_size
+        return [jobs[i : i + size] for jobs in alike.values() for i in range(0, len(jobs), size)]
+
+    def run(self) -> Iterator[list[Job]]:
+        """Execute the plan; yield the jobs of every finished round, their slots on the canvases."""
+        for batches in self.rounds():
+            results = self._share(batches)
+            jobs = [job for batch in batches for job in batch]
+            for job, latents in zip(jobs, results, strict=True):
+                self._store(job, latents)
+            yield jobs
+            self._forget({job.call for job in jobs})
+
+    def _share(self, batches: list[list[Job]]) -> list[Tensor]:
+        """Answer ``batches``, each on one process, and return all results on every process."""
+        distributed = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        mine = {i: self._finished(batch) for i, batch in enumerate(batches) if i % world == rank}
+        results = []
+        for i, batch in enumerate(batches):
+            results += mine[i] if world == 1 else self._broadcast(batch, mine.get(i), i % world)
+        return results
+
+    def _broadcast(self, batch: list[Job], found: list[Tensor] | None, source: int) -> list[Tensor]:
+        device = self.strategy.device if dist.get_backend() == "nccl" else torch.device("cpu")
+        results = []
+        for k, job in enumerate(batch):
+            c, h, w = self.strategy.slot_shape(job.call, self.requests[job.video])
+            shape = (c, len(self.plan.kept(job.call)), h, w)
+            tensor = torch.empty(shape, device=device) if found is None else found[k].to(device)
+            dist.broadcast(tensor, source)
+            results.append(tensor.cpu())
+        return results
+
+    def _finished(self, batch: list[Job]) -> list[Tensor]:
+        """Return the kept latents (c f h w) of every job, from the work folder or computed."""
+        if self.work is not None:
+            loaded = [self.work.load(job.call, job.video) for job in batch]
+            found = [latents for latents in loaded if latents is not None]
+            if len(found) == len(batch):
+                return found
+        results = self._compute(batch)
+        if self.work is not None:
+            for job, latents in zip(batch, results, strict=True):
+                self.work.save(job.call, job.video, latents)
+        return results
+
+    def _compute(self, batch: list[Job]) -> list[Tensor]:
+        strategy, device = self.strategy, self.strategy.device
+        conds = [
+            strategy.condition(job.call, self.canvases[job.video], self.requests[job.video]) for job in batch
+        ]
+        cond = Conditioning.collate(conds).to(device)
+        start = self._noise(batch, "start").to(device)
+
+        def solve(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
+            return self.generation.diffusion.solve(
+                denoise,
+                start,
+                cond,
+                num_inference_steps=self.generation.num_inference_steps,
+                step_noise=lambda i: self._noise(batch, f"step-{i}").to(device),
+                eta=self.generation.eta,
+                on_step=None if self.on_step is None else partial(self.on_step, batch),
+            )
+
+        latents = strategy.answer(batch[0].call, solve, start, cond).float().cpu()
+        return [
+            torch.stack([clip[:, job.call.frames.index(frame)] for _, frame in self.plan.kept(job.call)], 1)
+            for job, clip in zip(batch, latents, strict=True)
+        ]
+
+    def _noise(self, batch: list[Job], stream: str) -> Tensor:
+        """Return noise ``b c f h w`` keyed by (seed, stream, level, absolute frame)."""
+        rows, given = [], self.generation.latents
+        for job in batch:
+            request, call = self.requests[job.video], job.call
+            shape = self.strategy.slot_shape(call, request)
+            key = NoiseKey(request.seed, stream, call.level)
+            rows.append(self.strategy.prior.sample(call.frames, shape, key))
+            if stream == "start" and given is not None and call.level == self.video_level:
+                for k, frame in enumerate(call.frames):
+                    if frame < given.shape[2]:
+                        rows[-1][:, k] = given[job.video, :, frame].to(rows[-1])
+        return torch.stack(rows)
+
+    def _store(self, job: Job, latents: Tensor) -> None:
+        for k, slot in enumerate(self.plan.kept(job.call)):
+            self.canvases[job.video][slot] = latents[:, k]
+
+    def _forget(self, calls: set[Call]) -> None:
+        """Free the slots that no coming call needs and that are not part of the undelivered video."""
+        for call in calls:
+            self._pending.subtract(call.given)
+        for canvas in self.canvases:
+            for slot in [slot for slot in canvas if not self._needed(slot)]:
+                del canvas[slot]
+
+    def _needed(self, slot: Slot) -> bool:
+        level, frame = slot
+        return self._pending[slot] > 0 or (level == self.video_level and frame >= self.released)

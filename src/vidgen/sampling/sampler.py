@@ -1,0 +1,276 @@
+"""The sampler: diffusers' way of calling, for any strategy and any plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from vidgen import checkpoint
+from vidgen.errors import GenerationInterruptedError, UnknownNameError
+from vidgen.plans import Plan
+from vidgen.sampling.arguments import Arguments, Cost, Generation, Picture
+from vidgen.sampling.engine import Engine, Job
+from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, formatted, output_paths
+from vidgen.sampling.work import WorkFolder, fingerprint
+from vidgen.strategy import Prompt, Strategy
+
+__all__ = ["Sampler", "load"]
+
+logger = logging.getLogger("vidgen")
+
+Callback = Callable[["Sampler", int, Tensor, dict[str, Any]], Mapping[str, Any] | None]
+_CALLBACK_INPUTS = ("latents", "call")
+_DECODE_FRAMES = 16  # latents decoded at a time: bounds memory, never changes pixels
+
+
+class Sampler:
+    """Generates videos with a strategy.
+
+    Args:
+        strategy: any ``Strategy``.
+
+    Attributes:
+        interrupt: set it (from a callback, say) to stop after the current solver step.
+
+    Example:
+        >>> sampler = vidgen.load("runs/demo")
+        >>> sampler("a red circle moves left", num_frames=64, seed=0).videos[0].save("circle.mp4")
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.interrupt = False
+        self._progress: dict[str, Any] = {}
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
+        """Move the strategy; returns the sampler itself."""
+        self.strategy.to(device, dtype)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the strategy to ``folder``; ``vidgen.load`` reads it."""
+        return checkpoint.save_strategy(self.strategy, folder)
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Set what is passed to tqdm; ``disable=True`` hides the bar."""
+        self._progress = kwargs
+
+    def progress_bar(self, total: int) -> tqdm[Any]:
+        """Return the bar over all solver steps of a generation."""
+        return tqdm(total=total, **{"desc": "sampling", "unit": "step", **self._progress})
+
+    def cost(self, **arguments: Any) -> Cost:
+        """Return what a call with these arguments would cost, without generating anything."""
+        return Arguments(**arguments).resolve(self.strategy).cost
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt | Sequence[Prompt] = "",
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        frames: Iterable[int] | None = None,
+        plan: Plan | None = None,
+        pins: Mapping[int, Picture] | None = None,
+        scheduler: Any = None,
+        eta: float = 0.0,
+        batch_size: int | None = None,
+        out: str | Path | None = None,
+        work: str | Path | None = None,
+        **options: Any,
+    ) -> SamplerOutput | tuple[Any]:
+        """Generate videos.
+
+        Args:
+            prompt: a text, a mapping ``{first frame: text}``, or a list of either, one per video.
+            negative_prompt: what guidance moves away from; ``""`` is the unconditional prompt.
+            num_frames, height, width, fps: of the video; by default what the strategy was trained on.
+            num_inference_steps: solver steps of every call.
+            guidance_scale: strength of classifier-free guidance; 1 turns it off.
+            num_videos_per_prompt: videos made of every prompt; video i of a prompt uses ``seed + i``.
+            generator: a torch generator, read once per video for its seed, or one per video.
+            seed: the short form: the same as a fresh generator seeded with it.
+            latents: start noise of the whole video (b c f h w), instead of the prior's.
+            output_type: ``"np"``, ``"pt"``, ``"pil"`` or ``"latent"``.
+            return_dict: False returns ``(frames,)``.
+            callback_on_step_end: ``callback(sampler, step, t, {"latents": ...})`` after every solver step
+                of every call; may return ``{"latents": ...}`` to replace them.
+            callback_on_step_end_tensor_inputs: what the callback is given: ``latents`` and the plan's
+                ``call``.
+            frames: render only these frames of the video (a range, say), at the cost of the calls that
+                they depend on; they agree with the same frames of the whole video.
+            plan: another plan over latent frames, if the strategy accepts it.
+            pins: given pictures, ``{frame: picture}``: PIL, uint8 (h w c), or tensor (c h w) in [-1, 1].
+            scheduler: another diffusers scheduler of the same process, or its name.
+            eta: share of fresh noise in every DDIM step, in [0, 1].
+            batch_size: most (call, video) pairs answered at once; the result does not depend on it.
+            out: write to this file (for several videos ``NAME-000.EXT``, ...) frame by frame instead of
+                returning frames; memory then stays bounded by the plan's window.
+            work: folder in which finished calls are kept; the same call goes on from there.
+            **options: the strategy's own options (its ``Options``).
+
+        Raises:
+            InvalidArgumentError: an argument does not fit; the message says which and what to do.
+            PlanError: the strategy cannot run the plan.
+            SchedulerError: the scheduler cannot serve the model.
+            GenerationInterruptedError: ``interrupt`` was set.
+        """
+        given = locals()  # the first statement: exactly the arguments
+        arguments = Arguments(**{f.name: given[f.name] for f in fields(Arguments)})
+        if output_type not in OUTPUT_TYPES:
+            raise UnknownNameError("output_type", output_type, OUTPUT_TYPES)
+        generation = arguments.resolve(self.strategy)
+        logger.info("%s", generation.cost)
+        self.interrupt = False
+        steps = generation.cost.videos * generation.plan.num_calls * generation.steps_per_call
+        with self.progress_bar(steps) as bar:
+            hook = self._hook(bar, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs))
+            engine = Engine(
+                self.strategy,
+                generation,
+                batch_size=batch_size,
+                stream=out is not None,
+                on_step=hook,
+                work=self._work(work, generation),
+            )
+            run = _Run(engine, generation, self.strategy)
+            result = run.collect(output_type) if out is None else run.write(out)
+        return result if return_dict else (result.frames,)
+
+    def _hook(self, bar: Any, callback: Callback | None, names: tuple[str, ...]) -> Any:
+        for name in names:
+            if name not in _CALLBACK_INPUTS:
+                raise UnknownNameError("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
+
+        def hook(jobs: list[Job], step: int, t: Tensor, latents: Tensor) -> Tensor:
+            bar.update(len(jobs))
+            if callback is not None:
+                inputs = {"latents": latents, "call": jobs[0].call}
+                answer = callback(self, step, t, {name: inputs[name] for name in names}) or {}
+                latents = answer.get("latents", latents)
+            if self.interrupt:
+                raise GenerationInterruptedError(
+                    f"generation was interrupted in call {jobs[0].call.id!r}, step {step}. Finished calls are "
+                    "kept where a work folder was given: repeat the call with the same one to go on."
+                )
+            return latents
+
+        return hook
+
+    def _work(self, folder: str | Path | None, generation: Generation) -> WorkFolder | None:
+        if folder is None:
+            return None
+        mark = fingerprint(self.strategy, generation.plan, generation.requests, generation.settings())
+        return WorkFolder(Path(folder), mark)
+
+
+class _Run:
+    """Runs the engine and delivers its frames."""
+
+    def __init__(self, engine: Engine, generation: Generation, strategy: Strategy) -> None:
+        self.engine, self.generation, self.strategy = engine, generation, strategy
+
+    def collect(self, output_type: str) -> SamplerOutput:
+        """Run to the end and return all frames."""
+        for _ in self.engine.run():
+            pass
+        level, targets = self.engine.video_level, self.generation.targets
+        if output_type == "latent":
+            slots = tuple((level, i) for i in self._latents_of(targets))
+            frames: Any = torch.stack([canvas.stack(slots) for canvas in self.engine.canvases])
+        else:
+            count = len(self.engine.canvases)
+            clips = [torch.cat(list(self._pixels(i, targets)), 1) for i in range(count)]
+            frames = formatted(clips, output_type)
+        return self._output(frames, ())
+
+    def write(self, out: str | Path) -> SamplerOutput:
+        """Run to the end, writing frames as they are finished."""
+        requests, targets = self.generation.requests, list(self.generation.targets)
+        paths = output_paths(out, len(requests))
+        lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        metadata = self.generation.metadata(self.strategy)
+        sink = FileSink(paths, requests[0].fps, metadata) if lead else nullcontext()
+        with sink as files:
+            for _ in self.engine.run():
+                ready = self._take_ready(targets)
+                for video in range(len(requests)) if isinstance(files, FileSink) and ready else ():
+                    for clip in self._pixels(video, ready):
+                        files.append(video, clip)
+                self.engine.released = targets[0] if targets else self.engine.plan.num_frames
+        return self._output(None, paths)
+
+    def _take_ready(self, targets: list[int]) -> list[int]:
+        """Remove from ``targets`` the first ones whose latents are known, and return them."""
+        level, canvas = self.engine.video_level, self.engine.canvases[0]
+        ready = 0
+        while ready < len(targets) and all(
+            (level, i) in canvas for i in self._latents_of(targets[ready : ready + 1])
+        ):
+            ready += 1
+        taken = targets[:ready]
+        del targets[:ready]
+        return taken
+
+    def _latents_of(self, frames: Sequence[int]) -> list[int]:
+        codec = self.strategy.codec
+        return sorted({codec.latent_of_frame(frame) for frame in frames})
+
+    def _pixels(self, video: int, frames: Sequence[int]) -> Iterable[Tensor]:
+        """Decode video frames in chunks of bounded size; yields pixels c f h w."""
+        canvas, level = self.engine.canvases[video], self.engine.video_level
+        for start in range(0, len(frames), _DECODE_FRAMES):
+            chunk = frames[start : start + _DECODE_FRAMES]
+            slots = tuple((level, i) for i in self._latents_of(chunk))
+            latents = canvas.stack(slots)[None].to(self.strategy.device)
+            yield self.strategy.codec.decode(latents)[0].float().cpu()
+
+    def _output(self, frames: Any, paths: tuple[Path, ...]) -> SamplerOutput:
+        requests = self.generation.requests
+        return SamplerOutput(
+            frames=frames,
+            seeds=tuple(request.seed for request in requests),
+            fps=requests[0].fps,
+            frame_indices=self.generation.targets,
+            height=requests[0].height,
+            width=requests[0].width,
+            metadata=self.generation.metadata(self.strategy),
+            paths=paths,
+        )
+
+
+def load(path: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
+    """Load a sampler from a checkpoint folder or a training run's folder.
+
+    Args:
+        path: the folder; of a run, the newest checkpoint is taken.
+        device: None is CUDA where present, else the CPU.
+        dtype: cast the weights; None keeps float32.
+
+    Raises:
+        CheckpointError: no checkpoint there, another format, missing or unsafe files.
+    """
+    return Sampler(checkpoint.load_strategy(path, device=device, dtype=dtype))

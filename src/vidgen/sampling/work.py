@@ -1,0 +1,91 @@
+"""The work folder: finished calls on disk, so that a generation that was cut off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vidgen import config as configs
+from vidgen.errors import CheckpointError
+from vidgen.plans import Call, Plan
+from vidgen.strategy import Request, Strategy
+
+__all__ = ["WorkFolder", "fingerprint"]
+
+
+def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], settings: dict[str, Any]) -> str:
+    """Return a digest of all that decides the pixels: weights, plan, requests, solver settings."""
+    digest = hashlib.blake2b(digest_size=16)
+    described = {
+        "strategy": strategy.name,
+        "config": configs.to_dict(strategy.config),
+        "plan": plan.fingerprint(),
+        "requests": [asdict(request) for request in requests],
+        "settings": settings,
+    }
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, module in sorted(strategy.modules.items()):
+        for key, tensor in sorted(module.state_dict().items()):
+            # The head of every tensor tells two checkpoints apart; hashing gigabytes would cost seconds.
+            head = tensor.flatten()[:1024].float().cpu().numpy().tobytes()
+            digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode() + head)
+    return digest.hexdigest()
+
+
+class WorkFolder:
+    """Keeps the latents of every finished call of one generation.
+
+    Args:
+        folder: created if need be.
+        fingerprint: of the generation; a folder of another one is refused.
+
+    Raises:
+        CheckpointError: the folder belongs to a generation with other settings.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        index = folder / "work.json"
+        found = configs.read_json(index).get("fingerprint") if index.is_file() else None
+        if found is not None and found != fingerprint:
+            raise CheckpointError(
+                f"{folder} holds a generation with other settings or weights ({found[:8]}, this one is "
+                f"{fingerprint[:8]}). Repeat it with the same arguments to go on, or give a new folder."
+            )
+        if found is None:
+            configs.write_json(index, {"format": 1, "fingerprint": fingerprint})
+
+    def _file(self, call: Call, video: int) -> Path:
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", call.id)
+        tag = hashlib.blake2b(call.id.encode(), digest_size=4).hexdigest()
+        return self.folder / f"video-{video:04d}" / f"{name}-{tag}.safetensors"
+
+    def load(self, call: Call, video: int) -> Tensor | None:
+        """Return what ``call`` gave for ``video`` (c f h w), or None where it is not finished."""
+        file = self._file(call, video)
+        if not file.is_file():
+            return None
+        try:
+            return load_file(file)["latents"]
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}). Delete it; the call is then computed again."
+            ) from error
+
+    def save(self, call: Call, video: int, latents: Tensor) -> None:
+        """Keep what ``call`` gave for ``video``: ``latents`` c f h w."""
+        file = self._file(call, video)
+        file.parent.mkdir(exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        save_file({"latents": latents.contiguous()}, temporary)
+        temporary.replace(file)

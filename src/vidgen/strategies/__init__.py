@@ -1,0 +1,1 @@
+"""The published strategies, each a package of its own; none imports another."""

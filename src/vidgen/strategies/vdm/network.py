@@ -1,0 +1,237 @@
+"""The space-time factorised UNet of Video Diffusion Models (Ho et al. 2022), inflated from 2D.
+
+Every spatial block keeps working on single frames; a temporal convolution and temporal attention
+follow it (their section 3: attention over space, then over time). Where the paper trains all of it
+from the start, this network begins as diffusers' ``UNet2DConditionModel``, with its own weights or
+pretrained ones, and equals it frame by frame until the first step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.nn import Inflation, TemporalLayers, widen_unet
+from vidgen.shapes import KnownMask, Latents, Tokens
+
+__all__ = ["VideoUNet", "build_unet", "load_unet"]
+
+MASK_CHANNELS = 1
+
+
+class VideoUNet(nn.Module):
+    """A 2D UNet and its temporal layers as one denoiser of clips, with given frames.
+
+    A given frame enters clean, at timestep 0, marked in the UNet's last input channel. Wrap and
+    compile this module and not its parts: the layers of ``temporal`` run inside the UNet.
+
+    Args:
+        unet: the 2D network, with one more input channel than latents have (``widen_unet``).
+        temporal: the layers made for it; None makes fresh ones at every level.
+
+    Raises:
+        InvalidArgumentError: the layers belong to another network, or the UNet needs embeddings
+            that a video denoiser is not given (class labels, added embeddings).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, temporal: TemporalLayers | None = None) -> None:
+        super().__init__()
+        _check_supported(unet)
+        self.unet = unet
+        self.temporal = TemporalLayers.beside(unet) if temporal is None else temporal
+        self.inflation = Inflation(self.unet, self.temporal)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that this network denoises."""
+        return int(self.unet.config.in_channels) - MASK_CHANNELS
+
+    def forward(
+        self,
+        x_t: Latents,
+        t: Tensor | float | int,
+        tokens: Tokens | None = None,
+        known: KnownMask | None = None,
+        clean: Latents | None = None,
+    ) -> Latents:
+        """The prediction for ``x_t``, in the meaning that the network was trained for.
+
+        Args:
+            x_t: noisy latents ``b c f h w``.
+            t: the scheduler's timestep: a scalar, one per video ``b``, or one per frame ``b f``.
+            tokens: prompt embeddings; None gives the cross-attention one zero token.
+            known: frames that are given; None for none.
+            clean: the given frames' latents, anything elsewhere.
+
+        Raises:
+            InvalidArgumentError: shapes that do not fit, or ``known`` without ``clean``.
+        """
+        self._check(x_t, known, clean)
+        batch, _, frames, *_ = x_t.shape
+        if known is None or clean is None:
+            known = torch.zeros(batch, frames, dtype=torch.bool, device=x_t.device)
+        else:
+            x_t = torch.where(rearrange(known, "b f -> b 1 f 1 1"), clean.to(x_t.dtype), x_t)
+        times = _per_frame(t, batch, frames, x_t.device).masked_fill(known, 0)
+        mask = known.to(x_t.dtype)[:, None, :, None, None].expand_as(x_t[:, :MASK_CHANNELS])
+        sample = rearrange(torch.cat([x_t, mask], dim=1), "b c f h w -> (b f) c h w")
+        prompts = repeat(self._tokens(tokens, x_t), "b n d -> (b f) n d", f=frames)
+        with self.inflation.clips_of(frames):
+            (output,) = self.unet(sample, times.flatten(), prompts, return_dict=False)
+        prediction: Tensor = rearrange(output, "(b f) c h w -> b c f h w", f=frames)
+        return prediction
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory while training, in the 2D network and in the temporal layers."""
+        self.unet.enable_gradient_checkpointing()
+        self.temporal.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep all activations again."""
+        self.unet.disable_gradient_checkpointing()
+        self.temporal.disable_gradient_checkpointing()
+
+    def detach(self) -> UNet2DConditionModel:
+        """Give back the plain 2D network, without hooks; this module cannot be called after it."""
+        self.inflation.detach()
+        return self.unet
+
+    def _tokens(self, tokens: Tensor | None, x_t: Tensor) -> Tensor:
+        if tokens is None:
+            return x_t.new_zeros(x_t.shape[0], 1, _token_width(self.unet))
+        return tokens.to(x_t.dtype)
+
+    def _check(self, x_t: Tensor, known: Tensor | None, clean: Tensor | None) -> None:
+        if not self.inflation.attached:
+            raise InvalidArgumentError(
+                "this VideoUNet was detached from its 2D network; make a new one: VideoUNet(unet, temporal)."
+            )
+        if x_t.shape[1] != self.latent_channels:
+            raise InvalidArgumentError(
+                f"latents with {x_t.shape[1]} channels were given to a network for "
+                f"{self.latent_channels} (its UNet reads {self.unet.config.in_channels}, the last "
+                "one marking given frames). Use the codec it was trained with; a UNet without the "
+                "mark is widened by widen_unet(unet, 1)."
+            )
+        if (known is None) != (clean is None):
+            raise InvalidArgumentError("give `known` and `clean` together, or neither.")
+
+
+def build_unet(
+    in_channels: int,
+    out_channels: int,
+    sample_size: int,
+    widths: Sequence[int] = (32, 64),
+    layers_per_block: int = 1,
+    attention_levels: Collection[int] = (1,),
+    cross_attention_dim: int = 64,
+    head_dim: int = 32,
+) -> UNet2DConditionModel:
+    """A fresh 2D UNet of Stable Diffusion's layout, as small as wished.
+
+    Args:
+        in_channels: channels it reads (a ``VideoUNet`` needs one more than latents have).
+        out_channels: channels it predicts.
+        sample_size: height and width of the latents it is made for, in latent pixels.
+        widths: channels of each level; the resolution halves from one to the next.
+        layers_per_block: residual blocks per level.
+        attention_levels: levels (from 0) with spatial and cross-attention; the middle always has.
+        cross_attention_dim: features of a token.
+        head_dim: features of an attention head.
+
+    Raises:
+        InvalidArgumentError: no level, a level that does not exist, or heads that do not fit.
+    """
+    unknown = set(attention_levels) - set(range(len(widths)))
+    unfit = [width for width in widths if width % min(head_dim, width)]
+    if not widths or unknown or unfit:
+        raise InvalidArgumentError(
+            f"widths={tuple(widths)}, attention_levels={tuple(attention_levels)}, head_dim="
+            f"{head_dim}: give at least one width, levels below their number, and a head_dim that "
+            "divides every width."
+        )
+    down = ["CrossAttnDownBlock2D" if i in attention_levels else "DownBlock2D" for i in _up_to(widths)]
+    up = ["CrossAttnUpBlock2D" if i in attention_levels else "UpBlock2D" for i in _up_to(widths)]
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(reversed(up)),
+        block_out_channels=tuple(widths),
+        layers_per_block=layers_per_block,
+        cross_attention_dim=cross_attention_dim,
+        # Despite its name, diffusers reads the number of heads here (diffusers issue 2011).
+        attention_head_dim=tuple(max(1, width // head_dim) for width in widths),
+        norm_num_groups=_norm_groups(widths),
+    )
+
+
+def load_unet(folder: str | Path, subfolder: str = "unet") -> UNet2DConditionModel:
+    """The 2D UNet of a pretrained text-to-image folder, widened by the mark of given frames.
+
+    Args:
+        folder: a folder of diffusers' layout, such as Stable Diffusion's.
+        subfolder: where the UNet lies in it.
+
+    Raises:
+        InvalidArgumentError: no UNet with safetensors weights is there.
+    """
+    try:
+        unet = UNet2DConditionModel.from_pretrained(
+            str(folder), subfolder=subfolder, use_safetensors=True, local_files_only=True
+        )
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"no 2D UNet in {str(folder)!r}: expected {subfolder}/config.json and safetensors "
+            f"weights beside it, as diffusers saves them. ({error})"
+        ) from error
+    return widen_unet(unet, MASK_CHANNELS)
+
+
+def _up_to(widths: Sequence[int]) -> range:
+    return range(len(widths))
+
+
+def _norm_groups(widths: Sequence[int]) -> int:
+    """Up to 32 groups as in Stable Diffusion, of 4 channels or more where there are so many."""
+    common = math.gcd(*widths)
+    most = max(1, min(32, min(widths) // 4))
+    return max(groups for groups in range(1, most + 1) if common % groups == 0)
+
+
+def _per_frame(t: Tensor | float | int, batch: int, frames: int, device: torch.device) -> Tensor:
+    times = torch.as_tensor(t, device=device)
+    if times.ndim == 1:
+        times = times[:, None]
+    if times.ndim > 2 or (times.ndim == 2 and times.shape not in ((batch, 1), (batch, frames))):
+        raise InvalidArgumentError(
+            f"timesteps of shape {tuple(times.shape)} do not fit {batch} clips of {frames} frames; "
+            "give a scalar, one per clip (b,), or one per frame (b, f)."
+        )
+    return times.expand(batch, frames)
+
+
+def _token_width(unet: UNet2DConditionModel) -> int:
+    return int(unet.config.encoder_hid_dim or unet.config.cross_attention_dim)
+
+
+def _check_supported(unet: UNet2DConditionModel) -> None:
+    asked = [
+        name
+        for name in ("addition_embed_type", "class_embed_type", "num_class_embeds")
+        if unet.config.get(name) is not None
+    ]
+    if asked or not isinstance(unet.config.cross_attention_dim, int):
+        raise InvalidArgumentError(
+            "this UNet needs more than time and tokens, which a VideoUNet is not given: "
+            f"{', '.join(asked) or 'several widths of cross_attention_dim'} in its config. Use one "
+            "of Stable Diffusion 1 or 2's layout, or build_unet(...)."
+        )

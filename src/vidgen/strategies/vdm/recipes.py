@@ -1,0 +1,29 @@
+"""Named recipes of the baseline."""
+
+from __future__ import annotations
+
+from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.strategies.vdm.config import VDMConfig
+from vidgen.video.dataset import DataConfig
+
+__all__ = ["small", "tiny"]
+
+
+def tiny() -> Recipe:
+    """Minutes on two CPU cores: 32 x 32 clips of 16 frames, about half a million parameters."""
+    return Recipe(
+        strategy="vdm",
+        model=VDMConfig(patch=4, widths=(32, 64), head_dim=16, text_width=32, text_layers=1),
+        data=DataConfig(clip_length=16, size=32),
+        training=TrainingConfig(steps=600, batch_size=8, learning_rate=2e-3, warmup_steps=50, ema_decay=0.99),
+    )
+
+
+def small() -> Recipe:
+    """Hours on a CPU, minutes on a GPU: 64 x 64 clips of 16 frames."""
+    return Recipe(
+        strategy="vdm",
+        model=VDMConfig(patch=4, widths=(96, 192), layers_per_block=2, head_dim=32, text_width=128),
+        data=DataConfig(clip_length=16, size=64),
+        training=TrainingConfig(steps=20000, batch_size=16, learning_rate=3e-4, warmup_steps=500),
+    )

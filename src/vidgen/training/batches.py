@@ -1,0 +1,81 @@
+"""Which clips make up which step: a pure function of (seed, step), so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.noise import NoiseKey
+from vidgen.video.dataset import ClipBatch, ClipDataset, collate
+
+__all__ = ["StepSampler", "batches", "micro_batches"]
+
+Key = tuple[int, int]
+"""(index of the clip, number of the draw): what ``ClipDataset`` is asked for."""
+
+
+class StepSampler(Sampler[list[Key]]):
+    """Yields the keys of one process's share of every step.
+
+    The clips of all steps form one endless sequence: epoch after epoch, each shuffled by (seed, epoch).
+
+    Args:
+        length: clips in the dataset.
+        seed: of the order.
+        batch_size: of the global batch.
+        steps: range of global steps to yield.
+        rank, world: this process and how many there are.
+
+    Raises:
+        InvalidArgumentError: the batch cannot be shared equally.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int, steps: range, rank: int, world: int) -> None:
+        if batch_size < 1 or batch_size % world:
+            raise InvalidArgumentError(
+                f"batch_size is {batch_size}; expected a positive multiple of the {world} process(es)."
+            )
+        self.length, self.seed, self.batch_size, self.steps = length, seed, batch_size, steps
+        share = batch_size // world
+        self.positions = tuple(range(rank * share, (rank + 1) * share))
+        self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self.steps:
+            yield [self.key(step, position) for position in self.positions]
+
+    def key(self, step: int, position: int) -> Key:
+        """Return (index, draw) of the clip at ``position`` of the global batch of ``step``."""
+        epoch, offset = divmod(step * self.batch_size + position, self.length)
+        if epoch not in self._orders:
+            generator = NoiseKey(self.seed, "order", "data").generator(epoch)
+            self._orders = {**self._orders, epoch: generator.permutation(self.length)}
+            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
+        return int(self._orders[epoch][offset]), epoch
+
+
+def batches(dataset: ClipDataset, sampler: StepSampler, num_workers: int) -> DataLoader[ClipBatch]:
+    """Return the loader of ``sampler``'s steps."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def micro_batches(batch: ClipBatch, size: int | None) -> Iterator[tuple[slice, ClipBatch]]:
+    """Split ``batch`` into pieces of at most ``size`` clips (None: one piece)."""
+    total = batch.clip.shape[0]
+    for start in range(0, total, size or total):
+        piece = slice(start, min(start + (size or total), total))
+        values = {f.name: getattr(batch, f.name)[piece] for f in dataclasses.fields(batch)}
+        yield piece, dataclasses.replace(batch, **values)

@@ -1,0 +1,124 @@
+"""The folder of a training run: its recipe, its log, its checkpoints.
+
+out/
+  recipe.json                 the resolved recipe
+  log.jsonl                   one line per logged step
+  checkpoints/step-00000500/
+    model/                    the strategy, averaged weights: what is sampled from
+    state/                    all that an exact resume needs
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vidgen import config as configs
+from vidgen.checkpoint import replaced_folder
+from vidgen.errors import CheckpointError
+from vidgen.recipe import Recipe
+from vidgen.training.state import load_state
+
+__all__ = ["RunFolder"]
+
+# Changing these does not change the course of a run up to the step where it stands.
+_FREE = {
+    "training.steps",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.num_workers",
+}
+
+
+class RunFolder:
+    """Where one run lives.
+
+    Args:
+        folder: created if need be.
+        recipe: of the run that wants the folder.
+        resume: go on with what is there; False refuses a folder with checkpoints.
+
+    Raises:
+        CheckpointError: the folder holds something else, or a run of another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.folder = folder
+        index = folder / "recipe.json"
+        if folder.exists() and any(folder.iterdir()) and not index.is_file():
+            raise CheckpointError(
+                f"{folder} is not empty and holds no recipe.json; expected a new folder, or one of a run. "
+                "Give another --out."
+            )
+        described = configs.to_dict(recipe)
+        if index.is_file():
+            self._check(configs.read_json(index), described, resume)
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.write_json(index, described)
+
+    def _check(self, found: Mapping[str, Any], described: Mapping[str, Any], resume: bool) -> None:
+        if not self.steps():
+            return
+        if not resume:
+            raise CheckpointError(
+                f"{self.folder} already holds a run at step {self.steps()[-1]}. Give another folder, or let "
+                "it resume."
+            )
+        old, new = _leaves(found), _leaves(described)
+        changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in _FREE)
+        if changed:
+            detail = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
+            raise CheckpointError(
+                f"{self.folder} holds a run with another recipe ({detail}). Give another folder, or the same "
+                "recipe."
+            )
+
+    def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, ascending."""
+        names = [p.name for p in (self.folder / "checkpoints").glob("step-*")]
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of ``step``."""
+        return self.folder / "checkpoints" / f"step-{step:08d}"
+
+    def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
+        """Let ``write`` fill a new checkpoint, make it appear at once, delete all but ``keep``."""
+        target = self.checkpoint(step)
+        with replaced_folder(target) as temporary:
+            write(temporary)
+        for old in self.steps()[: -max(keep, 1)]:
+            shutil.rmtree(self.checkpoint(old))
+        return target
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest checkpoint's state, or None where there is none."""
+        steps = self.steps()
+        return load_state(self.checkpoint(steps[-1]) / "state") if steps else None
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to the log."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Drop the lines after ``step``: a resumed run writes them again."""
+        path = self.folder / "log.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

@@ -1,0 +1,103 @@
+"""The trainer's own state on disk: weights, optimisers, averages and random state, exactly.
+
+    state/
+      trainer.json          stage, step, scalar state of optimisers and learning-rate schedules
+      tensors.safetensors   every tensor, by path
+
+accelerate's ``save_state`` pickles; this does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vidgen import config as configs
+from vidgen.errors import CheckpointError
+
+__all__ = ["flatten", "load_state", "random_state", "restore_random_state", "save_state", "unflatten"]
+
+_TENSOR = "__tensor__"
+
+
+def flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Return ``value`` with every tensor moved to ``tensors`` under its path, fit for JSON."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        # JSON has text keys only; optimisers count their parameters with integers.
+        items = [[key, flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        return {"__items__": items}
+    if isinstance(value, list | tuple):
+        return [flatten(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"the state at {path} is a {type(value).__name__}, which is neither tensor nor JSON; an optimiser "
+        "that keeps such state cannot be resumed exactly."
+    )
+
+
+def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo ``flatten``."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: unflatten(item, tensors) for key, item in value["__items__"]}
+    if isinstance(value, list):
+        return [unflatten(item, tensors) for item in value]
+    return value
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` (nested mappings, lists, tensors, scalars) to the existing ``folder``."""
+    tensors: dict[str, Tensor] = {}
+    described = flatten(state, "", tensors)
+    save_file(tensors, folder / "tensors.safetensors")
+    configs.write_json(folder / "trainer.json", {"format": 1, "state": described})
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what ``save_state`` wrote.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or of another format.
+    """
+    try:
+        index = configs.read_json(folder / "trainer.json")
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} holds no complete training state ({error}). Delete this checkpoint to go on from the "
+            "one before it."
+        ) from error
+    if index.get("format") != 1:
+        raise CheckpointError(
+            f"{folder} has state format {index.get('format')!r}; expected 1. Resume with the vidgen that "
+            "wrote it."
+        )
+    state: dict[str, Any] = unflatten(index["state"], tensors)
+    return state
+
+
+def random_state() -> dict[str, Tensor]:
+    """Return torch's random state (dropout draws from it), of the CPU and every GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    for i in range(torch.cuda.device_count()):
+        state[f"cuda-{i}"] = torch.cuda.get_rng_state(i)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what ``random_state`` returned; GPUs that are not there are left out."""
+    torch.set_rng_state(state["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda-{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda-{i}"], i)

@@ -1,0 +1,430 @@
+"""Reading video files: any frame by its number, exact, without decoding what is not needed.
+
+A reader looks frames up in a ``FrameIndex``, seeks to the keyframe before the first one wanted,
+decodes forward from there and converts to RGB only the frames it was asked for. Frames that
+follow the last ones read continue the running decoder instead of seeking.
+
+HDR transfer curves (PQ, HLG) are not tone-mapped, interlaced frames not deinterlaced, and pixels
+of unequal sides not stretched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, get_args
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video.color import (
+    ColorInfo,
+    FrameConverter,
+    Orientation,
+    Resample,
+    color_of,
+    orientation_of,
+)
+from vidgen.video.index import FrameIndex, Keyframe, build_index
+
+__all__ = ["FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
+
+ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
+# A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
+_DECODE_ON = 8
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Args:
+        path: the file.
+        num_frames: frames that can be shown.
+        num_frames_exact: False if ``num_frames`` is the header's word or an estimate.
+        fps: true average frames per second.
+        width: pixels per row, after rotation.
+        height: rows, after rotation.
+        duration: seconds, the last frame included.
+        bit_depth: bits per sample in the file; frames are read as 8 bit in any case.
+        codec: FFmpeg's name of the codec, such as ``"h264"``.
+        rotation: degrees clockwise by which decoded frames are turned: 0, 90, 180 or 270.
+        variable_rate: True if frames are not evenly spaced (False while unknown).
+        color: matrix and range of the samples.
+    """
+
+    path: Path
+    num_frames: int
+    num_frames_exact: bool
+    fps: Fraction
+    width: int
+    height: int
+    duration: float
+    bit_depth: int
+    codec: str
+    rotation: int
+    variable_rate: bool
+    color: ColorInfo
+
+
+def probe(path: str | os.PathLike[str], *, exact: bool = True) -> VideoInfo:
+    """Describe a video file; decodes one frame of it.
+
+    Args:
+        path: the file.
+        exact: True reads all packets (not pixels) to count frames; False trusts the header.
+
+    Raises:
+        VideoError: the file is missing, broken, or holds no video.
+    """
+    if exact:
+        with VideoReader(path) as reader:
+            return reader.info
+    container, stream = _open(Path(path))
+    with container:
+        size = stream.codec_context.width, stream.codec_context.height
+        frame = next(_decode(container.demux(stream), str(path)), None)
+        if frame is None:
+            raise VideoError(f"{path}: the video stream has zero frames.")
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        duration = _header_duration(container, stream)
+        count = stream.frames or max(round(duration * rate), 1)
+        duration = duration or float(count / rate)
+        return _describe(Path(path), stream, size, frame, count, rate, duration)
+
+
+class VideoReader:
+    """Random access to the frames of one video file; a context manager.
+
+    Frames are ``uint8`` RGB, upright, numbered from 0 in the order they are shown.
+
+    Args:
+        path: the file.
+        index: the file's index from an earlier reader (``reader.index``); built if None.
+        size: (height, width) that frames are resized to; None keeps their own.
+        resample: resizing filter (swscale's ``bicubic``, ``bilinear`` or ``area``; each is widened
+            when shrinking).
+        accurate: exact colour rounding and interpolated chroma, slower; see ``FrameConverter``.
+        threads: decoder threads; 1 is best for short clips and data loader workers, 0 (one per
+            core) for long runs of large frames.
+        thread_type: ``"SLICE"`` starts at once; ``"FRAME"`` is faster over many frames and decodes
+            ahead by one frame per thread; ``"AUTO"`` allows both; ``"NONE"`` neither.
+
+    Raises:
+        VideoError: the file is missing, is no video, or is broken.
+        InvalidArgumentError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        index: FrameIndex | None = None,
+        size: tuple[int, int] | None = None,
+        resample: Resample = "bicubic",
+        accurate: bool = False,
+        threads: int = 1,
+        thread_type: ThreadType = "AUTO",
+    ) -> None:
+        if threads < 0:
+            raise InvalidArgumentError(f"threads={threads} is negative; 0 means one per core.")
+        if thread_type not in get_args(ThreadType):
+            raise UnknownNameError("thread type", str(thread_type), get_args(ThreadType))
+        self.path = Path(path)
+        self._converter = FrameConverter(size, resample, accurate)
+        self._threads, self._thread_type = threads, thread_type
+        self._orientation: Orientation | None = None
+        self._info: VideoInfo | None = None
+        self._frames: Iterator[VideoFrame] | None = None
+        self._closed = False
+        self._next = 0  # first frame that the running decoder has not passed
+        self._container, self._stream = self._reopen()
+        if index is None:
+            index = self._build_index()
+        self.index = index
+
+    def _reopen(self) -> tuple[InputContainer, VideoStream]:
+        container, stream = _open(self.path)
+        stream.thread_count, stream.thread_type = self._threads, self._thread_type
+        # The header's size, so that a stream that changes size half-way gives frames of one size.
+        self._coded = (stream.codec_context.width, stream.codec_context.height)
+        self._frames = None
+        return container, stream
+
+    def _build_index(self) -> FrameIndex:
+        try:
+            return build_index(self._container, self._stream, str(self.path))
+        except BaseException:
+            self._container.close()
+            raise
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the file holds (decodes its first frame when first asked)."""
+        if self._info is None:
+            index = self.index
+            count, fps, seconds = len(index), index.fps, float(index.duration)
+            frame = self._decoded(0)
+            info = _describe(self.path, self._stream, self._coded, frame, count, fps, seconds)
+            self._info = replace(info, num_frames_exact=True, variable_rate=index.variable_rate)
+        return self._info
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; harmless when closed already."""
+        self._closed, self._frames = True, None
+        self._container.close()
+
+    def read(self, start: int, count: int, stride: int = 1) -> UInt8[np.ndarray, "f h w 3"]:
+        """Read ``count`` frames: ``start``, ``start + stride``, ...
+
+        Raises:
+            VideoError: frames outside the video were asked for, or the file is damaged there.
+            InvalidArgumentError: ``count`` or ``stride`` is less than 1.
+        """
+        if count < 1 or stride < 1:
+            raise InvalidArgumentError(f"count={count} and stride={stride} must be at least 1.")
+        return self.read_frames(range(start, start + count * stride, stride))
+
+    def read_frames(self, frames: Sequence[int]) -> UInt8[np.ndarray, "f h w 3"]:
+        """Read the frames with these numbers, in any order; ascending is fastest.
+
+        Raises:
+            VideoError: frames outside the video were asked for, or the file is damaged there.
+            InvalidArgumentError: no frames were asked for.
+        """
+        if len(frames) == 0:
+            raise InvalidArgumentError("no frames were asked for; give at least one number.")
+        first, last = min(frames), max(frames)
+        if first < 0 or last >= len(self.index):
+            raise VideoError(
+                f"{self.path}: frames {first} to {last} were asked for, but the video has frames "
+                f"0 to {len(self.index) - 1}. Ask for a shorter or earlier range."
+            )
+        out: UInt8[np.ndarray, "f h w 3"] | None = None
+        previous = -1
+        for position, number in enumerate(frames):
+            if out is not None and number == previous:
+                out[position] = out[position - 1]
+                continue
+            frame = self._decoded(number)
+            if out is None:
+                out = np.empty((len(frames), *self._shape(frame), 3), np.uint8)
+            self._convert(frame, out[position])
+            previous = number
+        assert out is not None  # frames is not empty
+        return out
+
+    def read_times(
+        self, t0: int | float, seconds: int | float, fps: int | float
+    ) -> UInt8[np.ndarray, "f h w 3"]:
+        """Read ``seconds`` of video from ``t0``, resampled to ``fps`` frames per second.
+
+        Each frame is the one whose own time is nearest to ``t0 + k / fps``; at least one is read.
+
+        Args:
+            t0: seconds after the first frame, 0 or more.
+            seconds: length of the span, more than 0, ending within the video.
+            fps: frames per second of the result, more than 0.
+
+        Raises:
+            VideoError: the span does not lie within the video.
+            InvalidArgumentError: ``seconds`` or ``fps`` is not positive.
+        """
+        if not (seconds > 0 and fps > 0):
+            raise InvalidArgumentError(f"seconds={seconds} and fps={fps} must be more than 0.")
+        duration = float(self.index.duration)
+        slack = 1e-3  # timestamps and durations are rounded to milliseconds in some containers
+        if not (t0 >= 0 and t0 + seconds <= duration + slack):
+            raise VideoError(
+                f"{self.path}: seconds {t0:g} to {t0 + seconds:g} were asked for, but the video "
+                f"has 0 to {duration:.3f}. Ask for a shorter or earlier span."
+            )
+        count = max(1, round(seconds * fps))
+        return self.read_frames([self.index.nearest(t0 + k / fps) for k in range(count)])
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """All frames in order, one at a time, in bounded memory."""
+        for number in range(len(self.index)):
+            frame = self._decoded(number)
+            out = np.empty((*self._shape(frame), 3), np.uint8)
+            self._convert(frame, out)
+            yield out
+
+    def _shape(self, frame: VideoFrame) -> tuple[int, int]:
+        if self._orientation is None:
+            self._orientation = orientation_of(frame)
+        return self._converter.shape(*self._coded, self._orientation)
+
+    def _convert(self, frame: VideoFrame, out: UInt8[np.ndarray, "h w 3"]) -> None:
+        assert self._orientation is not None  # set by _shape
+        try:
+            self._converter.write(frame, out, self._orientation)
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{self.path}: cannot convert to RGB: {error.strerror}.") from error
+
+    def _decoded(self, number: int) -> VideoFrame:
+        """Frame ``number``, decoded, from the running decoder or after a seek."""
+        if self._closed:
+            raise VideoError(f"{self.path}: the reader is closed; open a new one to read again.")
+        key = self.index.keyframe_before(number)
+        key_pts = self.index.keyframes[key][0]
+        ahead = self.index.frame_at(key_pts) > self._next + _DECODE_ON
+        frames = self._frames
+        if frames is None or number < self._next or ahead:
+            frames = _decode(self._packets_from(key), str(self.path))
+        self._frames = None  # if anything goes wrong below, the next read seeks anew
+        wanted = self.index.pts[number]
+        for frame in frames:
+            if frame.pts is None or frame.pts < wanted:
+                continue
+            if frame.pts > wanted:
+                break
+            self._frames, self._next = frames, number + 1
+            return frame
+        raise VideoError(
+            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: "
+            "the file is damaged there, or the index is another file's."
+        )
+
+    def _packets_from(self, key: int) -> Iterator[Packet[VideoStream]]:
+        """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
+        target = self.index.keyframes[key]
+        back = 1
+        while True:
+            for timestamp in self.index.keyframes[key]:
+                packets = self._seek(timestamp, target)
+                if packets is not None:
+                    return packets
+            if key == 0:
+                break
+            key, back = max(key - back, 0), back * 2
+        # Formats without a usable seek: from the start of the file.
+        self._container.close()
+        self._container, self._stream = self._reopen()
+        return self._container.demux(self._stream)
+
+    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[Packet[VideoStream]] | None:
+        """Packets from a keyframe no later than ``target``; None if the seek overshot."""
+        try:
+            self._container.seek(timestamp, stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+            for packet in packets:
+                if packet.is_keyframe and packet.pts is not None:
+                    return chain([packet], packets) if packet.pts <= target[0] else None
+        except av.error.FFmpegError:
+            return None
+        return None
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+    """Open ``path`` and choose its video stream, or say what is wrong with it."""
+    if path.is_dir():
+        raise VideoError(
+            f"{path} is a folder, not a video file. A folder of PNG frames that vidgen wrote is "
+            "read by Video.load."
+        )
+    if not path.exists():
+        raise VideoError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes).")
+    try:
+        # Some containers (AVI) leave timestamps to be worked out from the order of frames.
+        container = av.open(os.fspath(path), "r", options={"fflags": "+genpts"})
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(
+            f"{path}: not a video, or truncated beyond repair ({reason}). Expected a file that "
+            "FFmpeg can open, such as mp4, webm, mkv, avi or gif."
+        ) from error
+    try:
+        return container, _video_stream(container, path)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+    names = container.format.name
+    if names in ("image2", "tty") or names.endswith("_pipe"):
+        raise VideoError(f"{path}: a text or a still picture ({names}), not a video.")
+    pictures = Disposition.attached_pic  # cover art of music files
+    streams = [s for s in container.streams.video if not s.disposition & pictures]
+    if not streams:
+        kinds = " and ".join(sorted({str(s.type) for s in container.streams}))
+        found = f"only {kinds}" if kinds else "it has zero frames of anything"
+        raise VideoError(f"{path}: no video in it, {found}. Expected a file with a video stream.")
+    best = max(streams, key=lambda s: s.codec_context.width * s.codec_context.height)
+    if not best.codec_context.width or best.codec_context.pix_fmt is None:
+        raise VideoError(
+            f"{path}: the video stream has zero frames or is damaged: its picture size and format "
+            "cannot be found."
+        )
+    return best
+
+
+def _decode(packets: Iterator[Packet[VideoStream]], name: str) -> Iterator[VideoFrame]:
+    try:
+        for packet in packets:
+            yield from packet.decode()
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{name}: damaged: a frame cannot be decoded ({error.strerror}).") from error
+
+
+def _header_duration(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+def _describe(
+    path: Path,
+    stream: VideoStream,
+    size: tuple[int, int],
+    frame: VideoFrame,
+    count: int,
+    fps: Fraction,
+    duration: float,
+) -> VideoInfo:
+    """What the header and one decoded frame tell; ``size`` is (width, height) before rotation."""
+    orientation = orientation_of(frame)
+    width, height = size[::-1] if orientation.transpose else size
+    return VideoInfo(
+        path=path,
+        num_frames=count,
+        num_frames_exact=False,
+        fps=fps,
+        width=width,
+        height=height,
+        duration=duration,
+        bit_depth=frame.format.components[0].bits,
+        codec=stream.codec_context.name,
+        rotation=orientation.clockwise,
+        variable_rate=False,
+        color=color_of(frame),
+    )

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vidgen.conditioning import VocabularyEncoder, drop, vocabulary
+from vidgen.errors import InvalidArgumentError
+
+CAPTIONS = ["a red circle moves left", "A blue square, bounces", "a well-known red square"]
+
+
+@pytest.fixture
+def encoder() -> VocabularyEncoder:
+    torch.manual_seed(0)
+    words = vocabulary(CAPTIONS)
+    return VocabularyEncoder(words, width=16, layers=1, heads=2, max_words=6).eval()
+
+
+def test_vocabulary_is_the_sorted_words() -> None:
+    words = vocabulary(iter(CAPTIONS))
+    assert words == sorted(["a", "red", "circle", "moves", "left", "blue", "square", "bounces", "well-known"])
+
+
+def test_a_token_knows_the_words_around_it_and_their_order(encoder: VocabularyEncoder) -> None:
+    one, other = encoder.encode(["red circle left", "left circle red"])
+    assert not torch.allclose(one[2], other[2], atol=1e-3)  # 'circle', at the same place in both
+
+
+def test_case_and_punctuation_do_not_matter(encoder: VocabularyEncoder) -> None:
+    one, other = encoder.encode(["a red square moves", "A red  SQUARE, moves."])
+    assert torch.equal(one, other)
+
+
+def test_embedding_does_not_depend_on_the_batch(encoder: VocabularyEncoder) -> None:
+    alone = encoder.encode(["a red circle"])
+    among = encoder.encode(["a blue square bounces left", "a red circle", ""])
+    assert torch.allclose(alone[0], among[1], atol=1e-6)
+    assert alone.shape == (1, 7, 16)
+
+
+def test_empty_prompt_differs_from_any_prompt(encoder: VocabularyEncoder) -> None:
+    empty, red = encoder.encode(["", "red"])
+    assert not torch.allclose(empty, red, atol=1e-2)
+    assert torch.equal(encoder.encode([""]), encoder.encode(["  "]))
+
+
+def test_every_parameter_learns(encoder: VocabularyEncoder) -> None:
+    encoder.train()
+    encoder.encode(CAPTIONS).square().mul(torch.linspace(0, 1, 16)).sum().backward()
+    still = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == []
+
+
+def test_all_unknown_words_are_named_with_their_nearest(encoder: VocabularyEncoder) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        encoder.encode(["a red cirle", "zzz"])
+    message = str(caught.value)
+    assert "'cirle' (did you mean 'circle'?)" in message
+    assert "'zzz'" in message
+    assert "bounces" in message  # the known ones
+    assert "'red'" not in message.split("It knows")[0]
+
+
+def test_too_long_a_prompt_is_refused(encoder: VocabularyEncoder) -> None:
+    assert encoder.encode(["red " * 6]).isfinite().all()
+    with pytest.raises(InvalidArgumentError, match=r"7 words; this encoder reads up to 6"):
+        encoder.encode(["red " * 7])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"words": ["b", "a"]},
+        {"words": ["A"]},
+        {"words": ["two words"]},
+        {"words": ["a"], "width": 10, "heads": 4},
+        {"words": ["a"], "max_words": 0},
+    ],
+)
+def test_unusable_configs_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        VocabularyEncoder(**wrong)
+
+
+def test_saves_and_loads_with_its_words(encoder: VocabularyEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    loaded = VocabularyEncoder.from_pretrained(tmp_path, use_safetensors=True)
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    assert torch.allclose(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), atol=1e-6)
+
+
+def test_drop_empties_the_given_share_reproducibly() -> None:
+    texts = [f"text {i}" for i in range(2000)]
+    dropped = drop(texts, 0.2, np.random.default_rng(3))
+    assert dropped == drop(texts, 0.2, np.random.default_rng(3))
+    assert 0.17 < dropped.count("") / len(texts) < 0.23
+    assert all(new in ("", old) for old, new in zip(texts, dropped, strict=True))
+    assert drop(texts, 0.0, np.random.default_rng(3)) == texts
+    assert set(drop(texts, 1.0, np.random.default_rng(3))) == {""}
+
+
+def test_probability_outside_zero_to_one_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"1\.5"):
+        drop(["a"], 1.5, np.random.default_rng(0))

@@ -1,0 +1,14 @@
+"""Shared by all tests: shape annotations are checked at run time, one thread per worker, no hub."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# The modules whose functions pass tensors along; user-facing ones check their arguments themselves.
+TENSOR_MODULES = ["codecs", "conditioning", "diffusion", "nn", "noise", "strategies", "video"]
+install_import_hook([f"vidgen.{name}" for name in TENSOR_MODULES], "beartype.beartype")

@@ -1,0 +1,241 @@
+"""The sampler: the same video however it is made, and diffusers' way of calling."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from toy import toy
+from vidgen.errors import (
+    CheckpointError,
+    GenerationInterruptedError,
+    InvalidArgumentError,
+    PlanError,
+    UnknownNameError,
+)
+from vidgen.plans import autoregressive, chunks, keyframes, tree
+from vidgen.sampling import Sampler
+from vidgen.video import Video, read_metadata
+
+# Batched convolutions may round differently; observed differences are below 1e-6.
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture
+def sampler():
+    sampler = Sampler(toy())
+    sampler.set_progress_bar_config(disable=True)
+    return sampler
+
+
+def latents(sampler, *args, **kwargs):
+    return sampler(*args, output_type="latent", **{"seed": 5, "num_frames": 20, **kwargs}).frames
+
+
+PLANS = [
+    None,
+    autoregressive(20, 6, 2),
+    keyframes(20, 8),
+    tree(20, 5),
+    chunks(20, 7),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "autoregressive", "keyframes", "tree", "chunks"])
+def test_same_seed_same_video_whatever_batch_and_order(sampler, plan, tmp_path):
+    whole = latents(sampler, ["a", "b"], plan=plan, eta=0.5)
+    for i, prompt in enumerate("ab"):
+        torch.testing.assert_close(
+            latents(sampler, prompt, plan=plan, eta=0.5), whole[i : i + 1], **TOLERANCE
+        )
+    for batch_size in (1, 3, 100):
+        again = latents(sampler, ["a", "b"], plan=plan, eta=0.5, batch_size=batch_size)
+        torch.testing.assert_close(again, whole, **TOLERANCE)
+    assert (latents(sampler, ["a", "b"], plan=plan, eta=0.5, seed=6) - whole).abs().max() > 0.1
+    # Written to a file the calls run depth first, one after the other.
+    out = sampler("a", seed=5, num_frames=20, plan=plan, eta=0.5, out=tmp_path / "frames")
+    pixels = sampler("a", seed=5, num_frames=20, plan=plan, eta=0.5).videos[0].frames
+    np.testing.assert_array_equal(Video.load(out.paths[0]).frames, pixels)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "autoregressive", "keyframes", "tree", "chunks"])
+def test_any_span_agrees_with_the_whole_video(sampler, plan):
+    whole = latents(sampler, "a", plan=plan, eta=1.0)
+    for span in (range(9, 13), [0], [19], [3, 17]):
+        sampler.strategy.modules["network"].calls.clear()
+        part = latents(sampler, "a", plan=plan, eta=1.0, frames=span)
+        torch.testing.assert_close(part, whole[:, :, list(span)], **TOLERANCE)
+        made = len(sampler.strategy.modules["network"].calls)
+        full = plan or sampler.strategy.plan(20)
+        assert made == 4 * full.subplan(span).num_calls  # its ancestors, and nothing else
+
+
+def test_span_costs_less_than_the_whole(sampler):
+    plan = tree(20, 5)
+    assert sampler.cost(num_frames=20, plan=plan, frames=range(2)).calls < plan.num_calls
+
+
+def test_videos_of_a_prompt_use_consecutive_seeds(sampler):
+    out = sampler(["a", "b"], num_videos_per_prompt=2, seed=7, output_type="latent")
+    assert out.seeds == (7, 8, 7, 8)
+    single = sampler("b", seed=8, output_type="latent").frames
+    torch.testing.assert_close(out.frames[3:], single, **TOLERANCE)
+    generator = torch.Generator().manual_seed(7)
+    same = sampler("a", generator=generator, output_type="latent")
+    torch.testing.assert_close(same.frames, out.frames[:1], **TOLERANCE)
+
+
+def test_given_latents_replace_the_start_noise(sampler):
+    shape = (1, 12, 8, 4, 4)
+    assert latents(sampler, num_frames=8, latents=torch.zeros(shape), seed=1).equal(
+        latents(sampler, num_frames=8, latents=torch.zeros(shape), seed=2)
+    )
+    with pytest.raises(InvalidArgumentError, match=r"expected \(b, c, f, h, w\)"):
+        latents(sampler, num_frames=9, latents=torch.zeros(shape))
+
+
+def test_output_types_agree(sampler):
+    as_np = sampler("a", seed=0)
+    assert as_np.frames.shape == (1, 8, 8, 8, 3)
+    assert 0 <= as_np.frames.min() <= as_np.frames.max() <= 1
+    as_pt = sampler("a", seed=0, output_type="pt").frames
+    np.testing.assert_array_equal(as_pt.permute(0, 1, 3, 4, 2).numpy(), as_np.frames)
+    as_pil = sampler("a", seed=0, output_type="pil")
+    np.testing.assert_array_equal(np.asarray(as_pil.frames[0][3]), (as_np.frames[0, 3] * 255).round())
+    np.testing.assert_array_equal(as_pil.videos[0].frames, as_np.videos[0].frames)
+    (frames,) = sampler("a", seed=0, return_dict=False)
+    np.testing.assert_array_equal(frames, as_np.frames)
+    latent = sampler("a", seed=0, output_type="latent").frames
+    decoded = (sampler.strategy.codec.decode(latent) + 1) / 2
+    np.testing.assert_allclose(decoded[0].permute(1, 2, 3, 0).numpy(), as_np.frames[0], atol=1e-6)
+    with pytest.raises(UnknownNameError, match="Did you mean 'latent'"):
+        sampler("a", output_type="latents")
+
+
+def test_files_carry_their_settings(sampler, tmp_path):
+    out = sampler(["a", "b"], seed=3, num_frames=12, height=16, width=16, out=tmp_path / "v.mp4")
+    assert [path.name for path in out.paths] == ["v-000.mp4", "v-001.mp4"]
+    assert out.frames is None
+    settings = read_metadata(out.paths[1])
+    assert (settings["prompt"], settings["seed"], settings["num_frames"]) == ("b", 3, 12)
+    assert Video.load(out.paths[0]).frames.shape == (12, 16, 16, 3)
+    assert out.videos[0].fps == 4.0
+
+
+def test_memory_is_bounded_by_the_window_when_streaming(sampler, tmp_path, monkeypatch):
+    """The canvas never holds more than the plan says, however long the video."""
+    from vidgen.sampling.engine import Engine
+
+    held = []
+    forget = Engine._forget
+
+    def spy(self, calls):
+        held.append(max(len(canvas) for canvas in self.canvases))
+        forget(self, calls)
+
+    monkeypatch.setattr(Engine, "_forget", spy)
+    for plan in (autoregressive(100, 8, 3), tree(65, 5)):
+        held.clear()
+        sampler("a", seed=1, num_frames=plan.num_frames, plan=plan, out=tmp_path / "long.mp4")
+        assert max(held) <= plan.peak_frames("depth") < 25
+
+
+def test_killed_run_goes_on_where_it_was(sampler, tmp_path):
+    plan, network = tree(20, 5), sampler.strategy.modules["network"]
+    whole = latents(sampler, "a", plan=plan)
+
+    def stop(s, step, t, kwargs):
+        s.interrupt = kwargs["call"] is plan.calls[4] and step == 2
+
+    with pytest.raises(GenerationInterruptedError, match=plan.calls[4].id):
+        latents(
+            sampler,
+            "a",
+            plan=plan,
+            work=tmp_path,
+            batch_size=1,
+            callback_on_step_end=stop,
+            callback_on_step_end_tensor_inputs=["call"],
+        )
+    network.calls.clear()
+    resumed = latents(sampler, "a", plan=plan, work=tmp_path, batch_size=1)
+    torch.testing.assert_close(resumed, whole, **TOLERANCE)
+    assert len(network.calls) == 4 * (plan.num_calls - 4)
+    with pytest.raises(CheckpointError, match="other settings or weights"):
+        latents(sampler, "b", plan=plan, work=tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_callback_and_interrupt(sampler):
+    seen = []
+
+    def callback(s, step, t, kwargs):
+        seen.append((step, int(t), set(kwargs)))
+        return {"latents": torch.zeros_like(kwargs["latents"])}
+
+    out = latents(sampler, "a", num_frames=8, callback_on_step_end=callback)
+    assert [step for step, *_ in seen] == [0, 1, 2, 3]
+    assert seen[0][1:] == (999, {"latents"})
+    assert out.abs().max() == 0
+    with pytest.raises(UnknownNameError, match="callback_on_step_end_tensor_inputs"):
+        latents(sampler, "a", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["x"])
+
+
+def test_progress_counts_solver_steps(sampler, capsys):
+    sampler.set_progress_bar_config(ascii=True)
+    sampler("a", num_frames=20, seed=0)
+    calls = sampler.strategy.plan(20).num_calls
+    assert f"{4 * calls}/{4 * calls}" in capsys.readouterr().err
+    cost = sampler.cost(prompt=["a", "b"], num_frames=20)
+    assert (cost.videos, cost.calls, cost.evaluations) == (2, calls, 2 * calls * 4)
+
+
+def test_prompt_per_span(sampler):
+    mixed = latents(sampler, {0: "a", 8: "zebra"}, num_frames=13)
+    torch.testing.assert_close(mixed[:, :, :8], latents(sampler, "a", num_frames=13)[:, :, :8], **TOLERANCE)
+    assert (mixed - latents(sampler, "a", num_frames=13))[:, :, 8:].abs().max() > 0.01
+
+
+def test_pinned_pictures_come_back_and_steer(sampler):
+    picture = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
+    out = sampler("a", seed=0, num_frames=13, pins={0: picture, 12: np.asarray(picture)})
+    np.testing.assert_allclose(out.frames[0, [0, 12]], 200 / 255, atol=1e-6)
+    free = sampler("a", seed=0, num_frames=13)
+    assert np.abs(out.frames[0, 1] - free.frames[0, 1]).max() > 0.01
+    with pytest.raises(InvalidArgumentError, match="frame 13"):
+        sampler("a", num_frames=13, pins={13: picture})
+    with pytest.raises(InvalidArgumentError, match="Resize"):
+        sampler("a", num_frames=13, pins={0: picture.resize((4, 4))})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_frames": 0}, InvalidArgumentError, "num_frames is 0"),
+        ({"num_frames": -3}, InvalidArgumentError, "num_frames is -3"),
+        ({"height": 9}, InvalidArgumentError, "multiple"),
+        ({"fps": 0}, InvalidArgumentError, "fps is 0"),
+        ({"prompt": []}, InvalidArgumentError, "no video"),
+        ({"prompt": {}}, InvalidArgumentError, "empty mapping"),
+        ({"num_videos_per_prompt": 0}, InvalidArgumentError, "no video"),
+        ({"negative_prompt": ["a", "b"]}, InvalidArgumentError, "2 negative prompts"),
+        ({"frames": range(6, 9)}, InvalidArgumentError, r"frames in\s+0..7"),
+        ({"frames": []}, InvalidArgumentError, "no frame"),
+        ({"plan": tree(20, 5)}, PlanError, "covers 20 latent frames"),
+        ({"scheduler": "Eulre"}, UnknownNameError, "Did you mean 'Euler'"),
+        ({"batch_size": 0}, InvalidArgumentError, "batch_size is 0"),
+        ({"guidanse_scale": 3}, UnknownNameError, "guidanse_scale"),
+        ({"seed": -1}, InvalidArgumentError, "seed"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(sampler, arguments, error, message):
+    with pytest.raises(error, match=message):
+        sampler(**{"prompt": "a", **arguments})
+
+
+def test_settings_are_json(sampler):
+    json.dumps(sampler("a", seed=0).metadata[0])

@@ -1,0 +1,277 @@
+"""The adapter against diffusers' own loops and against closed forms."""
+
+from __future__ import annotations
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from vidgen.conditioning import Conditioning
+from vidgen.diffusion import Diffusion, scheduler_from_name
+from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
+from vidgen.noise import Decomposed, Independent, NoiseKey
+
+VP = ["DDIM", "DPMSolverMultistep", "UniPC", "Euler", "Heun", "DEIS", "KDPM2", "PNDM"]
+
+
+def ddim(**kwargs):
+    settings = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, "timestep_spacing": "trailing"}
+    return DDIMScheduler(**{**settings, **kwargs})
+
+
+def network(x, t, cond=None):
+    """A smooth function of x and t that stands for a network."""
+    t = torch.as_tensor(t, dtype=torch.float32).reshape(-1, 1, 1, 1, 1) / 1000
+    return 0.7 * torch.tanh(x) + 0.2 * t * x.roll(1, 2)
+
+
+def no_noise(i):
+    raise AssertionError("a deterministic solver asked for noise")
+
+
+def noise_like(shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def diffusers_loop(scheduler, start, steps, **step_arguments):
+    """The loop of diffusers' pipelines."""
+    scheduler.set_timesteps(steps)
+    x = start * getattr(scheduler, "init_noise_sigma", 1.0)
+    for i, t in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        extra = {k: v(i) if callable(v) else v for k, v in step_arguments.items()}
+        x = scheduler.step(network(scaled, t), t, x, **extra).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("name", VP)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_solver_equals_diffusers_own_loop(name, prediction_type):
+    model = Diffusion(ddim(prediction_type=prediction_type)).exchange(name)
+    start = noise_like((2, 3, 4, 8, 8))
+    ours = model.solve(network, start, Conditioning(), num_inference_steps=7, step_noise=no_noise)
+    theirs = diffusers_loop(copy.deepcopy(model.scheduler), start, 7)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    again = model.solve(network, start, Conditioning(), num_inference_steps=7, step_noise=no_noise)
+    torch.testing.assert_close(again, ours, rtol=0, atol=0)  # the scheduler keeps no state
+
+
+def test_flow_matching_equals_diffusers_own_loop():
+    model = Diffusion(FlowMatchEulerDiscreteScheduler(shift=2.0))
+    start = noise_like((1, 3, 4, 8, 8))
+    ours = model.solve(network, start, Conditioning(), num_inference_steps=7, step_noise=no_noise)
+    torch.testing.assert_close(ours, diffusers_loop(model.scheduler, start, 7), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "arguments", "eta"),
+    [
+        (ddim(), {"eta": 0.6}, 0.6),
+        (diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), {}, 0.0),
+    ],
+    ids=["ddim-eta", "sde-dpmsolver++"],
+)
+def test_stochastic_solver_uses_the_noise_it_is_handed(scheduler, arguments, eta):
+    start = noise_like((1, 3, 4, 8, 8))
+    noises = [noise_like(start.shape, 10 + i) for i in range(6)]
+    ours = Diffusion(scheduler).solve(
+        network, start, Conditioning(), num_inference_steps=6, step_noise=noises.__getitem__, eta=eta
+    )
+    theirs = diffusers_loop(
+        copy.deepcopy(scheduler), start, 6, variance_noise=noises.__getitem__, **arguments
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    other = Diffusion(scheduler).solve(
+        network, start, Conditioning(), num_inference_steps=6, step_noise=lambda i: -noises[i], eta=eta
+    )
+    assert (other - ours).abs().max() > 0.1
+
+
+class GaussianToy:
+    """Frames with covariance ``data``, noise with covariance ``prior``: the denoiser is known exactly."""
+
+    def __init__(self, model: Diffusion, prior, frames: int, size: int) -> None:
+        index = torch.arange(frames)
+        self.data = 0.25 * 0.6 ** (index[:, None] - index).abs().double()
+        self.noise = torch.from_numpy(prior.covariance(range(frames), NoiseKey(0, "start", "video"))).double()
+        self.model, self.prior, self.frames, self.size = model, prior, frames, size
+
+    def denoise(self, x, t, cond):
+        k = self.model.coefficients(t[:1].long(), x)
+        a, s = float(k.signal), float(k.noise)
+        # E[eps | x_t] = s R (a^2 S + s^2 R)^-1 x_t
+        gain = s * self.noise @ torch.linalg.inv(a**2 * self.data + s**2 * self.noise)
+        return torch.einsum("ij,bcjhw->bcihw", gain.float(), x)
+
+    def draw(self, prior, stream):
+        shape = (1, self.size, self.size)
+        return prior.sample(range(self.frames), shape, NoiseKey(0, stream, "video"))[None]
+
+    def error(self, steps: int, step_prior) -> float:
+        """Relative error of the samples' covariance when the steps' noise comes from ``step_prior``."""
+        out = self.model.solve(
+            self.denoise,
+            self.draw(self.prior, "start"),
+            Conditioning(),
+            num_inference_steps=steps,
+            step_noise=lambda i: self.draw(step_prior, f"step-{i}"),
+            eta=1.0 if isinstance(self.model.scheduler, DDIMScheduler) else 0.0,
+        )
+        flat = out[0, 0].reshape(self.frames, -1).double()
+        found = flat @ flat.T / flat.shape[1]
+        return float((found - self.data).norm() / self.data.norm())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "sde"])
+def test_correlated_prior_reaches_the_right_marginal(solver):
+    model = Diffusion(ddim())
+    if solver == "sde":
+        model = model.exchange(
+            diffusers.DPMSolverMultistepScheduler.from_config(
+                model.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=1
+            )
+        )
+    prior = Decomposed(lam=0.8)
+    toy = GaussianToy(model, prior, frames=3, size=128)
+    coarse, fine = toy.error(10, prior), toy.error(160, prior)
+    assert fine < 0.06  # 16384 samples leave about 0.01
+    assert fine < coarse / 2  # it converges
+    assert toy.error(160, Independent()) > 5 * fine  # independent noise does not
+
+
+def test_training_identities():
+    clean, noise = noise_like((2, 3, 4, 8, 8), 1), noise_like((2, 3, 4, 8, 8), 2)
+    for t in (torch.tensor([10, 700]), torch.tensor([[5, 100, 500, 900]] * 2)):
+        for kind in ("epsilon", "v_prediction", "sample"):
+            model = Diffusion(ddim(prediction_type=kind))
+            x_t = model.noised(clean, noise, t)
+            estimate = model.clean_estimate(model.target(clean, noise, t), x_t, t)
+            torch.testing.assert_close(estimate, clean, rtol=1e-4, atol=1e-3)
+            if t.ndim == 1:
+                theirs = model.scheduler.add_noise(clean, noise, t)
+                torch.testing.assert_close(x_t, theirs)
+                if kind == "v_prediction":
+                    torch.testing.assert_close(
+                        model.target(clean, noise, t), model.scheduler.get_velocity(clean, noise, t)
+                    )
+    flow = Diffusion(FlowMatchEulerDiscreteScheduler())
+    t = torch.tensor([250.0, 1000.0])
+    x_t = flow.noised(clean, noise, t)
+    torch.testing.assert_close(x_t[0], 0.75 * clean[0] + 0.25 * noise[0])
+    torch.testing.assert_close(x_t[1], noise[1])
+    torch.testing.assert_close(flow.clean_estimate(flow.target(clean, noise, t), x_t, t), clean)
+
+
+def test_timesteps_cover_the_schedule():
+    uniform = torch.tensor([0.0, 0.5, 0.9999])
+    assert Diffusion(ddim()).sample_timesteps(uniform).tolist() == [0, 500, 999]
+    assert Diffusion(FlowMatchEulerDiscreteScheduler()).sample_timesteps(uniform)[0] == 1000
+    with pytest.raises(InvalidArgumentError, match=r"expected \(b,\) or \(b, f\)"):
+        Diffusion(ddim()).coefficients(torch.zeros(1, 2, 3).long(), torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler", "UniPC"])
+def test_replacement_returns_given_frames_and_steers_the_others(name):
+    model = Diffusion(ddim()).exchange(name)
+    start, clean = noise_like((1, 3, 4, 8, 8)), noise_like((1, 3, 4, 8, 8), 5)
+    known = torch.tensor([[True, True, False, False]])
+    seen = []
+
+    def spy(x, t, cond):
+        seen.append((x, t))
+        return network(x, t)
+
+    cond = Conditioning(known=known, clean=clean * known[:, None, :, None, None], replace=True)
+    out = model.solve(spy, start, cond, num_inference_steps=5, step_noise=no_noise)
+    torch.testing.assert_close(out[:, :, :2], clean[:, :, :2], rtol=0, atol=0)
+    free = model.solve(network, start, Conditioning(), num_inference_steps=5, step_noise=no_noise)
+    assert (out[:, :, 2:] - free[:, :, 2:]).abs().max() > 0.05
+    if name == "DDIM":  # what the network saw of the given frames is their noised selves
+        for x, t in seen:
+            expected = model.noised(clean, start, t.long())
+            torch.testing.assert_close(x[:, :, :2], expected[:, :, :2], rtol=1e-4, atol=1e-5)
+
+
+def test_callback_may_replace_latents():
+    model, start = Diffusion(ddim()), noise_like((1, 3, 2, 4, 4))
+    steps = []
+
+    def zero(i, t, x):
+        steps.append((i, int(t)))
+        return torch.zeros_like(x)
+
+    out = model.solve(
+        network, start, Conditioning(), num_inference_steps=3, step_noise=no_noise, on_step=zero
+    )
+    assert [i for i, _ in steps] == [0, 1, 2]
+    assert steps[0][1] == 999
+    assert out.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "equivalent"),
+    [
+        ("DDPMScheduler", "DDIMScheduler with eta=1"),
+        ("EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
+        ("LCMScheduler", "DDIMScheduler"),
+    ],
+)
+def test_schedulers_with_noise_of_their_own_are_refused(name, equivalent):
+    with pytest.raises(SchedulerError, match=equivalent):
+        Diffusion(getattr(diffusers, name)())
+    with pytest.raises(SchedulerError, match=equivalent):
+        scheduler_from_name(name, ddim().config)
+
+
+def test_scheduler_of_another_process_or_schedule_is_refused():
+    model = Diffusion(ddim())
+    with pytest.raises(SchedulerError, match="variance_preserving"):
+        model.exchange(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(SchedulerError, match="another noise schedule"):
+        model.exchange(diffusers.EulerDiscreteScheduler())
+    with pytest.raises(SchedulerError, match="model predicts epsilon"):
+        model.exchange(ddim(prediction_type="v_prediction"))
+    with pytest.raises(SchedulerError, match="stochastic_sampling"):
+        Diffusion(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    with pytest.raises(SchedulerError, match="takes a generator but no variance_noise"):
+        Diffusion(diffusers.EDMEulerScheduler())
+    with pytest.raises(SchedulerError, match="neither variance preserving nor"):
+        Diffusion(diffusers.IPNDMScheduler())
+
+
+def test_wrong_arguments():
+    with pytest.raises(UnknownNameError, match="Did you mean 'DDIM'"):
+        Diffusion(ddim()).exchange("DDIN")
+    start = noise_like((1, 3, 2, 4, 4))
+
+    def solve(name, **kwargs):
+        settings = {"num_inference_steps": 3, **kwargs}
+        Diffusion(ddim()).exchange(name).solve(
+            network, start, Conditioning(), step_noise=no_noise, **settings
+        )
+
+    with pytest.raises(SchedulerError, match="knows no eta"):
+        solve("UniPC", eta=0.5)
+    with pytest.raises(InvalidArgumentError, match="eta is 2"):
+        solve("DDIM", eta=2.0)
+    with pytest.raises(InvalidArgumentError, match="num_inference_steps is 0"):
+        solve("DDIM", num_inference_steps=0)
+
+
+def test_clipped_estimates_stay_consistent():
+    """With clipping, eps is recomputed: x_t still splits into the clipped x_0 and its noise."""
+    scheduler = ddim(clip_sample=True, clip_sample_range=0.5)
+    start = noise_like((1, 3, 2, 8, 8))
+    out = Diffusion(scheduler).solve(
+        lambda x, t, c: x * 0, start, Conditioning(), num_inference_steps=4, step_noise=no_noise
+    )
+    assert out.abs().max() <= 0.5 + 1e-6
+
+
+def test_number_of_evaluations():
+    model = Diffusion(ddim())
+    assert model.num_evaluations(10) == 10
+    assert model.exchange("Heun").num_evaluations(10) == 19

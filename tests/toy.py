@@ -1,0 +1,112 @@
+"""A strategy for the tests: one small convolution over space and time, any plan, nothing learnt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from vidgen.codecs import PixelCodec
+from vidgen.conditioning import Conditioning
+from vidgen.noise import Decomposed
+from vidgen.plans import all_at_once, autoregressive
+from vidgen.strategy import Defaults, Loss, OptimizerGroup, Stage, Strategy
+
+
+class ToyNetwork(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, channels: int = 12) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels + 1, channels, 3, padding=1)
+        self.calls: list[tuple[int, ...]] = []
+
+    def forward(self, x, t, prompt, known, clean):
+        self.calls.append(tuple(x.shape))
+        mask = known[:, None, :, None, None].expand_as(x[:, :1])
+        inputs = torch.cat([torch.where(mask, clean, x), mask.to(x)], 1)
+        noise_level = t.reshape(-1, 1, 1, 1, 1) / 1000
+        return torch.tanh(self.conv(inputs) + prompt[:, None, None, None, None]) * (0.3 + noise_level)
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    window: int = 8
+    context: int = 3
+
+
+class ToyStage(Stage):
+    name = "denoiser"
+    components = ("network",)
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    def optimizers(self):
+        return (OptimizerGroup("denoiser", self.strategy.parameters_of("network")),)
+
+    def losses(self, batch, step):
+        s = self.strategy
+        clean = s.codec.encode(batch.clip)
+        noise, t = step.noise(s.prior, clean), s.diffusion.sample_timesteps(step.uniform("t"))
+        known = torch.zeros(clean.shape[0], clean.shape[2], dtype=torch.bool)
+        x_t = s.diffusion.noised(clean, noise, t)
+        prediction = s.modules["network"](x_t, t, torch.zeros(len(t)), known, clean)
+        loss = (prediction - s.diffusion.target(clean, noise, t)).square().mean()
+        yield Loss("denoiser", loss, {"mean_t": float(t.float().mean())})
+
+
+class Toy(Strategy):
+    name = "toy"
+    Config = ToyConfig
+    component_types = {"codec": (PixelCodec,), "network": (ToyNetwork,)}  # noqa: RUF012
+
+    def __init__(self, config, modules, scheduler):
+        super().__init__(config, modules, scheduler, Decomposed(lam=0.3))
+
+    @classmethod
+    def create(cls, config):
+        modules = {"codec": PixelCodec(patch=2), "network": ToyNetwork()}
+        # Predicting x_0 keeps an untrained network's latents of order one.
+        scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
+        return cls(config, modules, scheduler)
+
+    @property
+    def defaults(self):
+        return Defaults(num_frames=8, height=8, width=8, fps=4.0, num_inference_steps=4)
+
+    def plan(self, num_frames):
+        c = self.config
+        return (
+            all_at_once(num_frames)
+            if num_frames <= c.window
+            else autoregressive(num_frames, c.window, c.context)
+        )
+
+    def condition(self, call, canvas, request):
+        shape = self.slot_shape(call, request)
+        known = torch.zeros(1, len(call.frames), dtype=torch.bool)
+        clean = torch.zeros(1, shape[0], len(call.frames), *shape[1:])
+        for slot in call.given:
+            if slot[1] in call.frames:
+                i = call.frames.index(slot[1])
+                known[0, i], clean[0, :, i] = True, canvas[slot]
+        words = sum(map(ord, request.prompt_at(min(frame for _, frame in call.emits)))) % 97 / 97
+        return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words])})
+
+    def denoiser(self, call):
+        network = self.modules["network"]
+        return lambda x, t, cond: network(x, t, cond.extras["prompt"], cond.known, cond.clean)
+
+    def stages(self):
+        return (ToyStage(self),)
+
+
+def toy(**config) -> Toy:
+    torch.manual_seed(0)
+    strategy = Toy.create(ToyConfig(**config))
+    for module in strategy.modules.values():
+        module.eval()
+    return strategy

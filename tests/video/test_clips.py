@@ -1,0 +1,206 @@
+"""Clips of the shapes data, batches, replacement of what cannot be read, and the split."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video.clips import ClipDataset, ClipSample, collate, split
+from vidgen.video.dataset import DataConfig, open_dataset, summarize
+from vidgen.video.scene import MOTIONS
+from vidgen.video.shapes_clips import ShapesClips
+from vidgen.video.story import ShapesStory
+from vidgen.video.synthetic import ShapesDataset
+from vidgen.video.transforms import to_clip
+
+SOURCE = ShapesDataset(24, num_frames=100, size=32, objects=(1, 2), seed=7)
+
+
+class Numbers(ClipDataset):
+    """Clips that hold their own index; those in ``bad`` cannot be read."""
+
+    def __init__(self, names: str, bad: set[int]) -> None:
+        super().__init__()
+        self.names, self.bad = names, bad
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int, draw: int) -> ClipSample:
+        if index in self.bad:
+            raise VideoError(f"no {index}")
+        return ClipSample(torch.full((3, 1, 2, 2), float(index)), "", -1, 8.0, index, draw, (0,))
+
+    def content_key(self, index: int) -> str:
+        return self.names[index]
+
+
+def test_a_clip_is_the_render_of_its_frames() -> None:
+    clips = ShapesClips(SOURCE, clip_length=6, stride=3)
+    starts = set()
+    for draw in range(40):
+        sample = clips[5, draw]
+        starts.add(sample.frames[0])
+        assert np.diff(sample.frames).tolist() == [3] * 5
+        torch.testing.assert_close(sample.clip, to_clip(SOURCE.render(5, sample.frames)))
+        assert sample.caption == SOURCE.caption(5)
+        assert MOTIONS[sample.label] == SOURCE.scene(5).specs[0].motion
+        assert sample.fps == pytest.approx(8 / 3)
+        assert (sample.index, sample.draw) == (5, draw)
+    assert len(starts) > 20
+    assert max(starts) <= 100 - 16
+
+
+def test_the_draw_keys_everything_and_the_default_is_draw_0() -> None:
+    clips, again = ShapesClips(SOURCE, flip=True), ShapesClips(SOURCE, flip=True)
+    for draw in range(5):
+        assert torch.equal(clips[3, draw].clip, again[3, draw].clip)
+    assert clips[3].frames == clips[3, 0].frames
+    other = ShapesClips(SOURCE, seed=1)
+    assert [clips[3, k].frames for k in range(5)] != [other[3, k].frames for k in range(5)]
+
+
+def test_half_the_clips_are_mirrored_unless_the_caption_names_a_side() -> None:
+    clips = ShapesClips(SOURCE, clip_length=4, flip=True)
+    mirrored = Counter()
+    for index in range(24):
+        for draw in range(10):
+            sample = clips[index, draw]
+            plain = to_clip(SOURCE.render(index, sample.frames))
+            sided = " left" in sample.caption or " right" in sample.caption
+            if torch.equal(sample.clip, plain):
+                mirrored[sided, False] += 1
+            else:
+                assert torch.equal(sample.clip, plain.flip(-1))
+                mirrored[sided, True] += 1
+    assert mirrored[True, True] == 0
+    assert mirrored[True, False] > 0
+    assert 0.35 < mirrored[False, True] / (mirrored[False, True] + mirrored[False, False]) < 0.65
+
+
+def test_a_storys_clip_lies_within_its_caption() -> None:
+    story = ShapesStory(3, num_frames=300, size=16, seed=1)
+    clips = ShapesClips(story, clip_length=16, stride=2)
+    captions = set()
+    for draw in range(60):
+        sample = clips[1, draw]
+        captions.add(sample.caption)
+        assert story.caption_at(1, sample.frames[0]) == sample.caption
+        assert story.caption_at(1, sample.frames[-1]) == sample.caption
+    assert len(captions) > 3
+
+
+def test_a_clip_longer_than_any_span_says_all_that_happens_in_order() -> None:
+    story = ShapesStory(1, num_frames=200, size=16, segment=(20, 20))
+    sample = ShapesClips(story, clip_length=5, stride=15)[0, 3]
+    spans = story.captions(0)
+    crossed = [text for a, b, text in spans if a <= sample.frames[-1] and b > sample.frames[0]]
+    assert len(crossed) > 2
+    assert sample.caption == " then ".join(crossed)
+
+
+def test_loading_through_workers_keys_gives_batches() -> None:
+    clips = ShapesClips(SOURCE, clip_length=4)
+    keys = [(index, 9) for index in (3, 1, 4, 1)]
+    (batch,) = DataLoader(clips, batch_size=4, sampler=keys, collate_fn=collate)
+    assert batch.index.tolist() == [3, 1, 4, 1]
+    assert batch.draw.tolist() == [9] * 4
+    assert batch.captions == [SOURCE.caption(index) for index, _ in keys]
+    assert len(batch) == 4
+    for row, key in enumerate(keys):
+        sample = clips[key]
+        assert torch.equal(batch.clip[row], sample.clip)
+        assert tuple(batch.frames[row].tolist()) == sample.frames
+        assert batch.labels[row] == sample.label
+        assert batch.fps[row] == 8.0
+    half = batch.to("meta")
+    assert half.clip.device.type == half.labels.device.type == "meta"
+    assert half.captions == batch.captions
+
+
+def test_clips_of_different_shapes_cannot_be_stacked() -> None:
+    samples = [ShapesClips(SOURCE, clip_length=n)[0] for n in (2, 3)]
+    with pytest.raises(InvalidArgumentError, match=r"\(3, 2, 32, 32\), \(3, 3, 32, 32\)"):
+        collate(samples)
+    with pytest.raises(InvalidArgumentError, match="0 clips"):
+        collate([])
+
+
+def test_what_cannot_be_read_is_replaced_by_the_next_and_never_by_history() -> None:
+    numbers = Numbers("abcdef", bad={2, 3, 5})
+    assert [numbers[i, 4].index for i in range(6)] == [0, 1, 4, 4, 4, 0]
+    assert numbers[2, 4].draw == 4
+    numbers.bad = {4}
+    assert [numbers[i].index for i in range(6)] == [0, 1, 2, 3, 5, 5]
+    assert len(list(numbers)) == 6
+
+
+def test_nothing_readable_is_an_error_and_outside_is_an_index_error() -> None:
+    with pytest.raises(VideoError, match="none of the 3 items"):
+        Numbers("abc", bad={0, 1, 2})[1]
+    for index in (3, -1):
+        with pytest.raises(IndexError, match="of 3 items"):
+            Numbers("abc", set())[index]
+
+
+def test_split_keeps_content_together_whatever_its_order() -> None:
+    names = "aabbccddeeffgghhiijj"
+    train, held = split(Numbers(names, set()), 0.3, seed=4)
+    assert len(train) == 14
+    assert len(held) == 6
+    assert not {names[i] for i in train.indices} & {names[i] for i in held.indices}
+    backwards = names[::-1]
+    _, again = split(Numbers(backwards, set()), 0.3, seed=4)
+    assert {backwards[i] for i in again.indices} == {names[i] for i in held.indices}
+    _, other = split(Numbers(names, set()), 0.3, seed=5)
+    assert other.indices != held.indices
+
+
+def test_split_sizes_at_the_edges() -> None:
+    sizes = [
+        [len(part) for part in split(Numbers(names, set()), fraction)]
+        for names, fraction in (("abcd", 0.0), ("abcd", 0.01), ("abcd", 0.99), ("a", 0.5))
+    ]
+    assert sizes == [[4, 0], [3, 1], [1, 3], [1, 0]]
+    with pytest.raises(InvalidArgumentError, match=r"fraction=1\.0"):
+        split(Numbers("ab", set()), 1.0)
+
+
+def test_a_part_of_a_split_never_replaces_from_the_other_part() -> None:
+    train, held = split(Numbers("abcdefgh", bad={0, 3, 6}), 0.5)
+    for part in (train, held):
+        assert {sample.index for sample in part} <= set(part.indices) - {0, 3, 6}
+        assert part[1, 2].draw == 2
+
+
+def test_open_dataset_builds_the_procedural_data_of_a_config() -> None:
+    config = DataConfig(
+        "shapes", clip_length=4, size=32, videos=24, frames=100, objects=(1, 2), seed=7, fps=8
+    )
+    clips = open_dataset(config)
+    assert torch.equal(clips[2, 3].clip, ShapesClips(SOURCE, 4, seed=7)[2, 3].clip)
+    story = open_dataset(DataConfig("story", videos=2, size=(16, 16)))
+    assert story[0].clip.shape == (3, 16, 16, 16)
+    assert story.source.num_frames == 480
+    facts = summarize(clips)
+    assert facts["seconds"] == 24 * 100 / 8
+    assert facts["captions"][0] == SOURCE.caption(0)
+    assert facts["classes"] == list(MOTIONS)
+
+
+def test_bad_configs() -> None:
+    for config, words in (
+        (DataConfig(clip_length=0), "clip_length=0"),
+        (DataConfig(frames=10), "spans 16 frames"),
+        (DataConfig(size=(32, 64)), "square"),
+        (DataConfig("story", hold_out=0.1), "hold_out"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            open_dataset(config)
+    with pytest.raises(UnknownNameError, match="split"):
+        open_dataset(DataConfig(split="val"))
