@@ -1,1 +1,54 @@
-x:
+# make demo   create the environment, install, train on real mp4 files, generate a longer video
+# make test   create the environment, install the dev extra, run the fast tests
+# make check  lint, format, types, layers, then make test
+
+PYTHON ?= python3
+BIN := .venv/bin
+SRC := $(CURDIR)/pyproject.toml Makefile
+
+# Your own clips: make demo DATA=~/clips   (and PROMPT="..." if they have captions)
+DATA ?= demo/clips
+RUN ?= demo/run
+PROMPT ?=
+OUT ?= demo/video.mp4
+FRAMES ?= 64
+
+.PHONY: demo test test-slow check lint clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vidgen needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+
+.venv/installed: $(SRC) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: $(SRC) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@ .venv/installed
+
+demo/clips: | .venv/installed
+	$(BIN)/vidgen data make shapes $@ --count 96 --num-frames 64
+
+demo: .venv/installed | $(filter demo/clips,$(DATA))
+	$(BIN)/vidgen train vdm --recipe tiny --data $(DATA) --out $(RUN)
+	$(BIN)/vidgen generate $(RUN) "$(PROMPT)" --num-frames $(FRAMES) --seed 0 --out $(OUT)
+	@echo "the video is in $(OUT)"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache

@@ -164,8 +164,8 @@ def _load_component(folder: Path, kinds: tuple[type, ...], name: str | None) -> 
     if kind is None:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(
-            f"{folder.parent} names {name or 'nothing'} as its component {folder.name!r}; expected {expected}. "
-            "The folder is incomplete or was written by another vidgen: save the strategy again."
+            f"{folder.parent} names {name or 'nothing'} as its component {folder.name!r}; expected "
+            f"{expected}. The folder is incomplete or was written by another vidgen: save the strategy again."
         )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder / 'config.json'} is missing; expected the configuration of a {name}.")

@@ -67,6 +67,7 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    del version  # answered by its callback
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("vidgen").setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -186,7 +187,7 @@ def generate(
         "scheduler": scheduler,
         "eta": eta,
     }
-    result = sampler(**arguments, batch_size=batch_size, out=out, work=work, **_options(option or []))
+    result: Any = sampler(**arguments, batch_size=batch_size, out=out, work=work, **_options(option or []))
     for path, used in zip(result.paths, result.seeds, strict=True):
         typer.echo(f"{path} (seed {used})")
 
@@ -223,12 +224,12 @@ def make(
 ) -> None:
     """Write procedural videos as H.264 files with captions and ground truth."""
     from vidgen.video.dataset import PROCEDURAL, DataConfig, procedural
-    from vidgen.video.synthetic import write_folder
+    from vidgen.video.export import write_folder
 
     if kind not in PROCEDURAL:
         raise UnknownNameError("kind of data", kind, PROCEDURAL)
     config = DataConfig(path=kind, size=size, fps=fps, seed=seed, videos=count, frames=num_frames)
-    write_folder(procedural(config), folder, count)
+    write_folder(procedural(config), folder, progress=True)
     typer.echo(f"{count} videos in {folder}")
 
 

@@ -132,15 +132,19 @@ def _find(config: Any, name: str) -> tuple[str, Any]:
 def _parsed(kind: Any, text: str, name: str) -> Any:
     candidates: list[Any] = [text]
     with contextlib.suppress(json.JSONDecodeError):
-        candidates.append(json.loads(text))
+        # A list or mapping is meant as such; a number may still be meant as text.
+        value = json.loads(text)
+        candidates.insert(0 if isinstance(value, list | dict) else 1, value)
     if text.lower() in {"none", "null"}:
         candidates.insert(0, None)
+    first: InvalidArgumentError | None = None
     for candidate in candidates:
         try:
             return _checked(kind, candidate, name)
         except InvalidArgumentError as error:
-            last = error
-    raise last
+            first = first or error
+    assert first is not None  # there was at least one candidate
+    raise first
 
 
 def _replaced(config: Any, path: list[str], value: Any) -> Any:

@@ -304,7 +304,10 @@ class Strategy(ABC):
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Strategy:
         """Move every module; ``dtype`` casts floating-point weights. Returns the strategy itself."""
         for module in self.modules.values():
-            module.to(device=device, dtype=dtype)
+            if device is not None:
+                module.to(device)
+            if dtype is not None:
+                nn.Module.to(module, dtype)  # diffusers' own warns of fp32 modules even where it has none
         return self
 
     @property

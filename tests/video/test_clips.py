@@ -39,6 +39,9 @@ class Numbers(ClipDataset):
     def content_key(self, index: int) -> str:
         return self.names[index]
 
+    def texts(self) -> list[str]:
+        return list(self.names)
+
 
 def test_a_clip_is_the_render_of_its_frames() -> None:
     clips = ShapesClips(SOURCE, clip_length=6, stride=3)
@@ -204,3 +207,23 @@ def test_bad_configs() -> None:
             open_dataset(config)
     with pytest.raises(UnknownNameError, match="split"):
         open_dataset(DataConfig(split="val"))
+
+
+def test_texts_are_all_captions_a_clip_can_have() -> None:
+    """The vocabulary of a model is made of them: a caption they lack would stop training."""
+    sources = {
+        "shapes": ShapesDataset(5, num_frames=20),
+        "story": ShapesStory(3, num_frames=200, segment=(20, 30)),
+        "story with clips longer than a span": ShapesStory(3, num_frames=200, segment=(20, 30)),
+    }
+    for name, source in sources.items():
+        clips = ShapesClips(source, clip_length=60 if "longer" in name else 16)
+        texts = set(clips.texts())
+        words = {word for text in texts for word in text.split()}
+        longest = max(len(text.split()) for text in texts)
+        for index in range(len(clips)):
+            for draw in range(20):
+                caption = clips[index, draw].caption
+                assert caption in texts or "longer" in name
+                assert set(caption.split()) <= words
+                assert len(caption.split()) <= longest

@@ -52,7 +52,7 @@ def encode(
     """Encode with PyAV alone, so that reader and writer are tested apart."""
     pictures = [barcode(i) for i in range(60)] if frames is None else frames
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options or {})
+        stream: Any = container.add_stream(codec, rate=25, options=options or {"sc_threshold": "0"})
         stream.height, stream.width = size
         stream.pix_fmt, stream.gop_size = pix_fmt, gop
         stream.codec_context.time_base = time_base
@@ -83,7 +83,10 @@ FILES: dict[str, dict[str, Any]] = {
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}},
     "vp8.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
     "xvid.avi": {"codec": "mpeg4", "bframes": 2, "options": {"q:v": "2"}},
+    "reordered.avi": {},
+    "raw.h264": {},
     "animated.gif": {"codec": "gif", "pix_fmt": "gray"},
+    "animated.apng": {"codec": "apng", "pix_fmt": "rgb24"},
 }
 
 
@@ -104,6 +107,8 @@ def test_any_frame_by_number(folder: Path, name: str) -> None:
             expected = [start + k * stride for k in range(count)]
             assert numbers(reader.read(start, count, stride)) == expected
         assert numbers(reader.read_frames([40, 40, 7, 8, 41])) == [40, 40, 7, 8, 41]
+        # Each picture of these is drawn over the one before, whatever its packets claim.
+        assert not name.startswith("animated") or len(reader.index.keyframes) == 1
     assert probe(folder / name).fps == 25
     assert probe(folder / name).duration == pytest.approx(60 / 25, abs=0.002)
 
@@ -134,6 +139,11 @@ def test_only_the_frames_since_the_keyframe_are_decoded(
         assert len(decoded) == 6  # keyframe 48 to frame 53
         reader.read(54, 2)
         assert len(decoded) == 8  # the same decoder goes on
+    with VideoReader(folder / "bframes.mp4") as reader:
+        reader.read(0, 1)
+        decoded.clear()
+        reader.read(49, 1)
+        assert len(decoded) == 2  # skips to keyframe 48 instead of decoding on
 
 
 def test_variable_rate(tmp_path: Path) -> None:
@@ -170,16 +180,21 @@ def test_edit_list_hides_frames_before_the_start(tmp_path: Path) -> None:
         assert numbers(list(reader)) == list(range(5, 60))
 
 
-def test_stream_cut_between_keyframes(folder: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.mp4"
-    with av.open(str(folder / "bframes.mp4")) as source, av.open(str(cut), "w") as target:
+@pytest.mark.parametrize(("name", "early", "first"), [("bframes", 3, 12), ("opengop", 0, 10)])
+def test_stream_cut_before_a_keyframe(
+    folder: Path, tmp_path: Path, name: str, early: int, first: int
+) -> None:
+    cut = tmp_path / "cut.mkv"
+    with av.open(str(folder / f"{name}.mp4")) as source, av.open(str(cut), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in list(source.demux(source.streams.video[0]))[5:-1]:
+        packets = list(source.demux(source.streams.video[0]))
+        second = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[second - early : -1]:
             packet.stream = stream
             target.mux(packet)
     with VideoReader(cut) as reader:
-        assert numbers(list(reader)) == list(range(12, 60))
-        assert numbers(reader.read(30, 2)) == [42, 43]
+        assert numbers(list(reader)) == list(range(first, 60))
+        assert numbers(reader.read(30, 2)) == [first + 30, first + 31]
 
 
 @pytest.mark.parametrize("name", ["ntsc.mp4", "ntsc.webm"])
@@ -379,14 +394,13 @@ def write_broken(folder: Path, kind: str) -> Path:
             frame.sample_rate = 16000
             container.mux(sound.encode(frame))
             container.mux(sound.encode(None))
-    elif kind == "raw":
-        path = encode(folder / "raw.h264")
-    elif kind in ("header_cut", "data_cut", "webm_cut"):
-        front = {"movflags": "faststart"} if kind == "data_cut" else {}
+    elif kind in ("header_cut", "data_cut", "tail_cut", "webm_cut"):
+        front = {"movflags": "faststart"} if kind in ("data_cut", "tail_cut") else {}
         codec = "libvpx-vp9" if kind == "webm_cut" else "libx264"
         path = folder / ("cut.webm" if kind == "webm_cut" else path.name)
         encode(path, codec, frames=noise, container_options=front)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-10] if kind == "tail_cut" else whole[: len(whole) * 6 // 10])
     return path
 
 
@@ -401,9 +415,9 @@ def write_broken(folder: Path, kind: str) -> Path:
         ("picture", "still picture"),
         ("no_frames", "zero frames"),
         ("audio_only", "only audio"),
-        ("raw", "no timestamp"),
         ("header_cut", "truncated"),
         ("data_cut", "truncated: its header announces 30 frames"),
+        ("tail_cut", "truncated: its header announces 30 frames"),
         ("webm_cut", "truncated: its header announces 1.20 s"),
     ],
 )

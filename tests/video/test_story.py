@@ -65,6 +65,21 @@ def test_motion_agrees_with_the_caption_within_each_segment() -> None:
     assert checked > 50
 
 
+def test_only_straight_paths_leave_the_view() -> None:
+    checked = 0
+    for index in range(len(STORY)):
+        for segment in STORY.segments(index):
+            for item in segment.scene.objects:
+                margin = item.spec.extent
+                path = item.positions(range(segment.stop - segment.start))
+                begins_inside = ((path[0] > margin) & (path[0] < 1 - margin)).all()
+                if item.spec.motion == "bounce" and begins_inside:
+                    assert path[:, 1].min() > margin
+                    assert path[:, 1].max() < 1 - margin
+                    checked += 1
+    assert checked > 5
+
+
 def test_frames_across_a_border_equal_frames_drawn_alone() -> None:
     border = STORY.captions(4)[1][0]
     frames = [border + 1, border - 1, 479, border]

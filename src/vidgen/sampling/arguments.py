@@ -160,7 +160,7 @@ class Arguments:
             strategy.defaults.num_inference_steps if steps is None else steps,
             self.eta,
             pins,
-            self._latents(strategy, first, plan, len(requests)),
+            self._latents(strategy, first, len(requests)),
         )
 
     def _requests(self, strategy: Strategy) -> tuple[Request, ...]:
@@ -168,7 +168,7 @@ class Arguments:
         prompts = self._prompts()
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
-        options = configs.from_dict(strategy.Options, self.options)
+        options: Any = configs.from_dict(strategy.Options, self.options)
         size = self._size(defaults)
         strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
         scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -256,7 +256,7 @@ class Arguments:
             pins[level, frame] = latents[0, :, 0].float().cpu()
         return pins
 
-    def _latents(self, strategy: Strategy, request: Request, plan: Plan, count: int) -> Tensor | None:
+    def _latents(self, strategy: Strategy, request: Request, count: int) -> Tensor | None:
         if self.latents is None:
             return None
         frame = strategy.codec.latent_shape(request.height, request.width)

@@ -68,7 +68,8 @@ def _uint8_frames(frames: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if frames.shape[1] != 3:
             raise InvalidArgumentError("the result holds latents; generate with output_type='np' for videos.")
         frames = frames.permute(0, 2, 3, 1).numpy()
-    return (frames * 255).round().astype(np.uint8)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = (frames * 255).round().astype(np.uint8)
+    return pixels
 
 
 def to_uint8(clip: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -104,7 +105,7 @@ class FileSink:
         self._writers: list[VideoWriter] = []
 
     def __enter__(self) -> FileSink:
-        for path, metadata in zip(self._paths, self._metadata, strict=True):
+        for path, metadata in zip(self._paths, self._metadata, strict=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer = VideoWriter(path, self._fps, metadata=metadata)
             self._writers.append(self._stack.enter_context(writer))
@@ -112,6 +113,9 @@ class FileSink:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+
+    def __len__(self) -> int:
+        return len(self._writers)
 
     def append(self, video: int, clip: Tensor) -> None:
         """Append pixels ``c f h w`` in [-1, 1] to one video."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -173,8 +172,8 @@ class Sampler:
                 latents = answer.get("latents", latents)
             if self.interrupt:
                 raise GenerationInterruptedError(
-                    f"generation was interrupted in call {jobs[0].call.id!r}, step {step}. Finished calls are "
-                    "kept where a work folder was given: repeat the call with the same one to go on."
+                    f"generation was interrupted in call {jobs[0].call.id!r}, step {step}. Finished calls "
+                    "are kept where a work folder was given: repeat the call with the same one to go on."
                 )
             return latents
 
@@ -213,11 +212,11 @@ class _Run:
         paths = output_paths(out, len(requests))
         lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
         metadata = self.generation.metadata(self.strategy)
-        sink = FileSink(paths, requests[0].fps, metadata) if lead else nullcontext()
-        with sink as files:
+        # With several processes the first one writes.
+        with FileSink(paths if lead else (), requests[0].fps, metadata) as files:
             for _ in self.engine.run():
                 ready = self._take_ready(targets)
-                for video in range(len(requests)) if isinstance(files, FileSink) and ready else ():
+                for video in range(len(files)):
                     for clip in self._pixels(video, ready):
                         files.append(video, clip)
                 self.engine.released = targets[0] if targets else self.engine.plan.num_frames

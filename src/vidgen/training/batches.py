@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from vidgen.errors import InvalidArgumentError
@@ -61,15 +63,17 @@ class StepSampler(Sampler[list[Key]]):
         return int(self._orders[epoch][offset]), epoch
 
 
-def batches(dataset: ClipDataset, sampler: StepSampler, num_workers: int) -> DataLoader[ClipBatch]:
+def batches(dataset: ClipDataset, sampler: StepSampler, num_workers: int) -> Iterable[ClipBatch]:
     """Return the loader of ``sampler``'s steps."""
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # else every start of the loader draws from the ambient state
     )
+    return loader
 
 
 def micro_batches(batch: ClipBatch, size: int | None) -> Iterator[tuple[slice, ClipBatch]]:

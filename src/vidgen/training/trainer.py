@@ -55,7 +55,8 @@ class Trainer:
         recipe: what to train, on what, how.
         out: folder of the run; if it holds one of the same recipe, training goes on where that stands.
         dataset: the clips, if not those that ``recipe.data`` names.
-        strategy: the strategy to train (a pretrained one, say) instead of a fresh one.
+        strategy: the strategy to train (a pretrained one, say) instead of a fresh one; the recipe's
+            strategy and model are then its own.
         resume: False refuses a folder that already holds a run.
         progress: show a progress bar.
         device: where to train; None leaves it to accelerate.
@@ -82,8 +83,10 @@ class Trainer:
     ) -> None:
         _check_training(recipe.training)
         self.dataset = open_dataset(recipe.data) if dataset is None else dataset
-        strategy_class = plugins.load(plugins.STRATEGIES, recipe.strategy)
-        if strategy is None:
+        if strategy is not None:
+            recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
+        else:
+            strategy_class = plugins.load(plugins.STRATEGIES, recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=recipe.training.seed)
         self.recipe, self.config = recipe, recipe.training
@@ -253,9 +256,10 @@ class Trainer:
         steps = self.folder.steps()
         kept = f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was written yet"
         raise TrainingError(
-            f"the loss of stage {running.stage.name!r} is {float(loss)} at step {running.step}; expected a "
-            f"finite number. {kept}. Lower learning_rate ({self.config.learning_rate}) or max_grad_norm "
-            f"({self.config.max_grad_norm}), or train with mixed_precision='no', and start again."
+            f"the loss of stage {running.stage.name!r} is {float(loss.detach())} at step "
+            f"{running.step}; expected a finite number. {kept}. Lower learning_rate "
+            f"({self.config.learning_rate}) or max_grad_norm ({self.config.max_grad_norm}), or train with "
+            "mixed_precision='no', and start again."
         )
 
     def _average_gradients(self, parameters: list[nn.Parameter]) -> None:

@@ -120,6 +120,10 @@ class ClipDataset(Dataset[ClipSample], ABC):
     def content_key(self, index: int) -> str:
         """Name the source behind ``index``; clips of one file share the name."""
 
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """Return every caption that a clip may have, without reading one; they may repeat."""
+
     def summary(self) -> dict[str, Any]:
         """Return what there is in plain values, for people and for JSON."""
         return {"items": len(self), "broken": dict(self.broken), "classes": list(self.classes)}
@@ -174,6 +178,10 @@ class ClipSubset(ClipDataset):
     def content_key(self, index: int) -> str:
         """Name the source behind ``index``."""
         return self.whole.content_key(self.indices[index])
+
+    def texts(self) -> list[str]:
+        """Return the captions of the whole dataset, so that both sides of a split share them."""
+        return self.whole.texts()
 
 
 def split(dataset: ClipDataset, fraction: int | float, seed: int = 0) -> tuple[ClipSubset, ClipSubset]:

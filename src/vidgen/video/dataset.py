@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+PROCEDURAL = ("shapes", "story")
+"""Paths that stand for data made on the fly."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips to train on.
@@ -76,8 +80,8 @@ def open_dataset(config: DataConfig, *, progress: bool = True) -> ClipDataset:
     Raises VideoError if a folder cannot be used, InvalidArgumentError and UnknownNameError for
     fields out of range.
     """
-    if config.path in ("shapes", "story"):
-        source = _procedural(config)
+    if config.path in PROCEDURAL:
+        source = procedural(config)
         return ShapesClips(source, config.clip_length, config.stride, config.flip, config.seed)
     return VideoFolder(
         Path(config.path).expanduser(),
@@ -94,8 +98,8 @@ def open_dataset(config: DataConfig, *, progress: bool = True) -> ClipDataset:
     )
 
 
-def _procedural(config: DataConfig) -> ShapesSource:
-    """Return the shapes data or stories of ``config``."""
+def procedural(config: DataConfig) -> ShapesSource:
+    """Return the shapes data or stories that ``config.path`` names."""
     height, width = (config.size,) * 2 if isinstance(config.size, int) else config.size
     if height != width:
         raise InvalidArgumentError(f"size={config.size}: the procedural data is square; give one number.")

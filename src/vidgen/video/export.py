@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video.synthetic import ShapesSource
@@ -37,15 +37,13 @@ def write_folder(
     ranges; its ground truth is ``truth/<index>.json``. The folder appears when all is written.
 
     Raises VideoError if ``folder`` is a file, holds something or cannot be written, and
-    InvalidArgumentError for a count out of range.
+    InvalidArgumentError for a count or suffix that cannot be.
     """
     target = Path(folder)
     number = len(dataset) if count is None else count
     if not 1 <= number <= len(dataset):
         raise InvalidArgumentError(f"{count=}; the data has {len(dataset)} videos, give 1 to that.")
-    if not suffix.startswith("."):
-        raise InvalidArgumentError(f"{suffix=}; give a suffix with its dot, such as '.mp4'.")
-    _check_free(target)
+    _check_target(target, suffix)
     part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
     try:
         (part / "truth").mkdir(parents=True)
@@ -54,17 +52,19 @@ def write_folder(
         if target.exists():
             target.rmdir()
         part.rename(target)
+    except VideoError:
+        raise
     except OSError as error:
-        if isinstance(error, VideoError):
-            raise
         raise VideoError(f"cannot write {target}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
 
 
-def _check_free(target: Path) -> None:
-    """Raise VideoError unless ``target`` is an empty folder or nothing yet."""
+def _check_target(target: Path, suffix: str) -> None:
+    """Refuse a ``target`` that holds something and a suffix that is none."""
+    if not suffix.startswith("."):
+        raise InvalidArgumentError(f"{suffix=}; give a suffix with its dot, such as '.mp4'.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         kind = "is not empty" if target.is_dir() else "is a file"
         raise VideoError(f"{target} {kind}; give a new or empty folder.")

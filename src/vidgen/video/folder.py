@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video.captions import CaptionSpan, load_captions
@@ -267,10 +267,14 @@ class VideoFolder(ClipDataset):
         """Name the file behind ``index`` by its content."""
         return self.records[self.items[index].video].key
 
+    def texts(self) -> list[str]:
+        """Return the caption of every item."""
+        return [item.caption for item in self.items]
+
     def summary(self) -> dict[str, Any]:
         """Return what there is in plain values: counts, seconds, sizes, rates, captions."""
         records = self.records.values()
-        texts = [item.caption for item in self.items]
+        texts = self.texts()
         return super().summary() | {
             "videos": len(records),
             "seconds": sum(record.duration for record in records),

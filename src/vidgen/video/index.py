@@ -41,6 +41,8 @@ class FrameIndex:
         end: timestamp at which the last frame ceases to be shown.
         keyframes: where decoding may start, in the order shown.
         nominal_rate: frames per second that the container states, if any.
+        counted: True if the file has no timestamps to trust (raw streams, H.264 in AVI): frames
+            are then told apart by counting from the start, and ``pts`` follows the stated rate.
     """
 
     time_base: Fraction
@@ -48,6 +50,7 @@ class FrameIndex:
     end: int
     keyframes: tuple[Keyframe, ...]
     nominal_rate: Fraction | None = None
+    counted: bool = False
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -74,7 +77,7 @@ class FrameIndex:
         nominal = self.nominal_rate
         # Milliseconds cannot express 30000/1001: believe the header within that rounding.
         rounding = Fraction(2, self.end - self.pts[0])
-        if nominal and abs(nominal - average) <= average * rounding and not self.variable_rate:
+        if nominal and abs(nominal - average) <= average * rounding:
             return nominal
         return average.limit_denominator(100_000)
 
@@ -103,6 +106,7 @@ class FrameIndex:
         rate = None if self.nominal_rate is None else str(self.nominal_rate)
         record = {"format": _FORMAT, "time_base": str(self.time_base), "rate": rate}
         record |= {"pts": self.pts, "end": self.end, "keyframes": self.keyframes}
+        record["counted"] = self.counted
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -120,6 +124,7 @@ class FrameIndex:
             keyframes = tuple((int(p), int(d)) for p, d in record["keyframes"])
             rate = None if record["rate"] is None else Fraction(record["rate"])
             end, time_base = int(record["end"]), Fraction(record["time_base"])
+            counted = bool(record["counted"])
         except (ValueError, KeyError, TypeError) as error:
             raise VideoError(
                 f"not a frame index of format {_FORMAT}: {text[:60]!r} ({error}). "
@@ -127,7 +132,7 @@ class FrameIndex:
             ) from error
         if not pts or not keyframes:
             raise VideoError("the frame index is empty; build it again from the video.")
-        return cls(time_base, pts, end, keyframes, rate)
+        return cls(time_base, pts, end, keyframes, rate, counted)
 
 
 _LAST = 1 << 62
@@ -154,7 +159,7 @@ def build_index(container: InputContainer, stream: VideoStream, name: str) -> Fr
         name: what to call the file in errors.
 
     Raises:
-        VideoError: no frames, no timestamps, or the file ends before its header says.
+        VideoError: no frames, or the file ends before its header says.
     """
     announced = _announced_packets(container, stream)
     try:
@@ -164,17 +169,14 @@ def build_index(container: InputContainer, stream: VideoStream, name: str) -> Fr
     if scan.packets == 0:
         hint = f" though its header announces {announced}: truncated" if announced else ""
         raise VideoError(f"{name}: the video stream has zero frames{hint}.")
-    if scan.unstamped:
-        raise VideoError(
-            f"{name}: {scan.unstamped} of {scan.packets} frames carry no timestamp (a raw "
-            "stream?); put it into a container first: ffmpeg -i IN -c copy OUT.mp4"
-        )
     if scan.packets < announced or scan.damaged_tail:
         raise VideoError(
             f"{name}: truncated: its header announces {max(announced, scan.packets)} frames, "
             f"but the data ends in frame {min(announced or scan.packets, scan.packets)}. "
             "Copy or download the file again."
         )
+    if scan.unstamped or _lacks_pts(container, stream):
+        return _counted_index(scan.packets, stream)
     pts = sorted(set(scan.pts))
     if not pts:
         raise VideoError(f"{name}: no keyframe, so no frame of it can be decoded.")
@@ -219,6 +221,19 @@ def _finish(scan: _Scan, pts: Sequence[int], stream: VideoStream) -> FrameIndex:
         keyframes = keyframes[:1]
     ordered = tuple(sorted(set(keyframes)))
     return FrameIndex(time_base, tuple(pts), pts[-1] + max(last, 1), ordered, rate)
+
+
+def _lacks_pts(container: InputContainer, stream: VideoStream) -> bool:
+    """AVI has no presentation times, and FFmpeg's guess is wrong for reordered H.264 and HEVC."""
+    codec = stream.codec_context
+    return container.format.name == "avi" and codec.has_b_frames and codec.name in ("h264", "hevc")
+
+
+def _counted_index(num_frames: int, stream: VideoStream) -> FrameIndex:
+    time_base = stream.time_base or Fraction(1, 90_000)
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    *pts, end = (round(k / (rate * time_base)) for k in range(num_frames + 1))
+    return FrameIndex(time_base, tuple(pts), end, ((0, 0),), rate, counted=True)
 
 
 def _announced_packets(container: InputContainer, stream: VideoStream) -> int:

@@ -298,6 +298,8 @@ class VideoReader:
         frames = self._frames
         if frames is None or number < self._next or ahead:
             frames = _decode(self._packets_from(key), str(self.path))
+            if self.index.counted:
+                frames = _stamp(frames, self.index.pts)
         self._frames = None  # if anything goes wrong below, the next read seeks anew
         wanted = self.index.pts[number]
         for frame in frames:
@@ -316,7 +318,7 @@ class VideoReader:
         """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
         target = self.index.keyframes[key]
         back = 1
-        while True:
+        while not self.index.counted:
             for timestamp in self.index.keyframes[key]:
                 packets = self._seek(timestamp, target)
                 if packets is not None:
@@ -324,7 +326,7 @@ class VideoReader:
             if key == 0:
                 break
             key, back = max(key - back, 0), back * 2
-        # Formats without a usable seek: from the start of the file.
+        # Formats without a usable seek, or frames that have to be counted: from the start of the file.
         self._container.close()
         self._container, self._stream = self._reopen()
         return self._container.demux(self._stream)
@@ -354,8 +356,7 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes).")
     try:
-        # Some containers (AVI) leave timestamps to be worked out from the order of frames.
-        container = av.open(os.fspath(path), "r", options={"fflags": "+genpts"})
+        container = av.open(os.fspath(path), "r")
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
@@ -394,6 +395,13 @@ def _decode(packets: Iterator[Packet[VideoStream]], name: str) -> Iterator[Video
             yield from packet.decode()
     except av.error.FFmpegError as error:
         raise VideoError(f"{name}: damaged: a frame cannot be decoded ({error.strerror}).") from error
+
+
+def _stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFrame]:
+    """Give frames that are decoded from the start the timestamps of the index, one by one."""
+    for frame, stamp in zip(frames, pts, strict=False):
+        frame.pts = stamp
+        yield frame
 
 
 def _header_duration(container: InputContainer, stream: VideoStream) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -74,16 +75,30 @@ class ShapesClips(ClipDataset):
         rooms = [max(stop - start - self.reach + 1, 0) for start, stop, _ in spans]
         if not sum(rooms):
             first = draws.integer(self.source.num_frames - self.reach + 1)
-            crossed = [text for a, b, text in spans if a < first + self.reach and first < b]
-            return first, " then ".join(crossed)
+            return first, self._crossed(spans, first)
         place = draws.integer(sum(rooms))
         ends = list(accumulate(rooms))
         chosen = bisect_right(ends, place)
         return spans[chosen][0] + place - (ends[chosen] - rooms[chosen]), spans[chosen][2]
 
+    def _crossed(self, spans: Sequence[tuple[int, int, str]], first: int) -> str:
+        """Join the captions of the spans that a clip from frame ``first`` on crosses."""
+        return " then ".join(text for a, b, text in spans if a < first + self.reach and first < b)
+
     def content_key(self, index: int) -> str:
         """Name the video behind ``index``."""
         return self.source.content_key(index)
+
+    def texts(self) -> list[str]:
+        """Return the captions of all spans, and those joined that a clip must cross."""
+        texts = []
+        for index in range(len(self)):
+            spans = self.source.captions(index)
+            if any(stop - start >= self.reach for start, stop, _ in spans):
+                texts += [text for *_, text in spans]
+            else:
+                texts += [self._crossed(spans, stop - 1) for _, stop, _ in spans]
+        return texts
 
     def summary(self) -> dict[str, Any]:
         """Return what there is in plain values."""

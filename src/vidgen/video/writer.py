@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +113,8 @@ class VideoWriter:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._sink = make()
         except (av.error.FFmpegError, OSError) as error:
-            self._part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
             raise self._failure(error) from error
 
     def _folder(self, record: str) -> Sink:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.codecs import Codec, PixelCodec, measure
-from vidgen.conditioning import Conditioning, VocabularyEncoder, guide, vocabulary
+from vidgen.conditioning import Conditioning, VocabularyEncoder, guide, split_words, vocabulary
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import TemporalLayers
@@ -46,9 +46,7 @@ class VDM(Strategy):
     }
     config: VDMConfig
 
-    def __init__(
-        self, config: VDMConfig, modules: Mapping[str, nn.Module], scheduler: SchedulerMixin
-    ) -> None:
+    def __init__(self, config: VDMConfig, modules: Mapping[str, Any], scheduler: SchedulerMixin) -> None:
         super().__init__(config, modules, scheduler, config.prior)
         self.network = VideoUNet(modules["unet"], modules["temporal"])
         self.text_encoder: VocabularyEncoder = modules["text_encoder"]
@@ -81,7 +79,8 @@ class VDM(Strategy):
         """Take the clips' size, the captions' words and the pixels' statistics from the data."""
         sample = dataset[0]
         _, frames, height, width = sample.clip.shape
-        words = config.words or tuple(vocabulary(dataset.captions()))
+        texts = set(dataset.texts())
+        words = config.words or tuple(vocabulary(texts))
         mean, std = config.pixel_mean, config.pixel_std
         if mean is None or std is None:
             mean, std = measure(clip.clip[None] for clip in islice(dataset, 64))
@@ -91,7 +90,7 @@ class VDM(Strategy):
             sample_size=(height, width),
             sample_fps=float(sample.fps),
             words=words,
-            max_words=max([config.max_words, *(len(c.split()) for c in dataset.captions())]),
+            max_words=max([config.max_words, *(len(split_words(text)) for text in texts)]),
             pixel_mean=mean,
             pixel_std=std,
         )
@@ -154,7 +153,8 @@ class VDM(Strategy):
         # Replacement is the solver's affair: the network then sees nothing but noisy frames.
         known, clean = (None, None) if cond.replace else (cond.known, cond.clean)
         dtype = next(self.network.parameters()).dtype
-        return self.network(x_t.to(dtype), t, cond.tokens, known, clean).float()
+        prediction: Tensor = self.network(x_t.to(dtype), t, cond.tokens, known, clean)
+        return prediction.float()
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage: everything but the codec."""

@@ -1,0 +1,59 @@
+"""``import vidgen``, ``vidgen --help`` and listing load neither torch nor any plug-in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import vidgen
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "av", "vidgen.strategies")
+CHECK = f"import sys; heavy = [m for m in {HEAVY!r} if m in sys.modules]; assert not heavy, heavy"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import vidgen; vidgen.__version__; dir(vidgen)",
+        "from vidgen import plugins; assert 'vdm' in plugins.available(plugins.STRATEGIES)",
+        "import vidgen.plans",
+        "import sys; sys.argv = ['vidgen', '--help']\n"
+        "from vidgen.cli import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code",
+        "import sys; sys.argv = ['vidgen', 'list', '--json']\n"
+        "from vidgen.cli import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code",
+    ],
+    ids=["import", "plugins", "plans", "help", "list"],
+)
+def test_nothing_heavy_is_loaded(code):
+    done = run(f"{code}\n{CHECK}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_lazy_names_resolve():
+    for name in vidgen.__all__:
+        assert getattr(vidgen, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vidgen.nothing  # noqa: B018
+
+
+def test_import_costs_little_more_than_an_empty_interpreter():
+    """A ratio of processor time in one run, with a bound that only an eager import breaks."""
+
+    def seconds(code: str) -> float:
+        costs = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run(code)
+            costs.append(time.perf_counter() - start)
+        return min(costs)
+
+    assert seconds("import vidgen") < 4 * seconds("import json, importlib.metadata")

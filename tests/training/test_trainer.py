@@ -1,0 +1,187 @@
+"""The trainer: learns, saves, resumes exactly, stops on losses that are not finite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from toy import Toy, ToyConfig, ToyStage, toy
+from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError
+from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.strategy import Loss
+from vidgen.training import Trainer
+from vidgen.training.batches import StepSampler
+from vidgen.video.dataset import DataConfig
+
+RECIPE = Recipe(
+    strategy="toy",
+    model=ToyConfig(),
+    data=DataConfig(path="shapes", clip_length=4, size=16, videos=5, frames=8),
+    training=TrainingConfig(
+        steps=12,
+        batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=2,
+        ema_decay=0.9,
+        checkpoint_every=5,
+        log_every=3,
+    ),
+)
+
+
+def trainer(out: Path, strategy: Toy | None = None, **changes) -> Trainer:
+    recipe = replace(RECIPE, training=replace(RECIPE.training, **changes))
+    return Trainer(recipe, out, strategy=strategy or toy(), progress=False, device="cpu")
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model" / "network" / "diffusion_pytorch_model.safetensors")
+
+
+def raw(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "state" / "tensors.safetensors")
+
+
+def test_run_writes_checkpoints_log_and_recipe(tmp_path):
+    last = trainer(tmp_path, steps=40).run()
+    assert last == tmp_path / "checkpoints" / "step-00000040"
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000035", "step-00000040"]  # keep_checkpoints=2, nothing half-written
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(3, 40, 3), 40]
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert 0 < lines[0]["mean_t"] < 1000
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["training"]["steps"] == 40
+    assert recipe["model"] == {"window": 8, "context": 3}
+
+
+def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
+    whole = trainer(tmp_path / "whole").run()
+    cut = trainer(tmp_path / "cut")
+    losses, count = ToyStage.losses, 0
+
+    def interrupting(self, batch, step):
+        nonlocal count
+        count += 1
+        if count == 8:  # Ctrl-C in the middle of a step
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+        yield from losses(self, batch, step)
+
+    ToyStage.losses = interrupting
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cut.run()
+    finally:
+        ToyStage.losses = losses
+    assert cut.folder.steps()[-1] == 8  # the step was finished and saved
+    resumed = trainer(tmp_path / "cut").run()
+    for a, b in ((weights(whole), weights(resumed)), (raw(whole), raw(resumed))):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "cut")]
+    steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
+    assert steps[0] == steps[1]
+
+
+def test_longer_run_goes_on_from_the_raw_weights(tmp_path):
+    whole = trainer(tmp_path / "whole").run()
+    trainer(tmp_path / "cut", steps=7).run()
+    resumed = trainer(tmp_path / "cut").run()
+    assert all(torch.equal(weights(whole)[k], weights(resumed)[k]) for k in weights(whole))
+    assert trainer(tmp_path / "cut").run() == resumed  # nothing left to do
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    a, b = trainer(tmp_path / "a").run(), trainer(tmp_path / "b", seed=1).run()
+    assert not torch.equal(weights(a)["conv.weight"], weights(b)["conv.weight"])
+
+
+def test_checkpoint_holds_the_average_and_state_the_raw_weights(tmp_path):
+    last = trainer(tmp_path / "ema").run()
+    key = "/weights/network/conv.weight"
+    assert not torch.equal(weights(last)["conv.weight"], raw(last)[key])
+    plain = trainer(tmp_path / "plain", ema_decay=None).run()
+    assert torch.equal(weights(plain)["conv.weight"], raw(plain)[key])
+    assert torch.equal(raw(plain)[key], raw(last)[key])  # averaging does not steer training
+
+
+def test_micro_batches_accumulate_to_the_same_gradient(tmp_path):
+    whole = trainer(tmp_path / "whole", steps=3).run()
+    parts = trainer(tmp_path / "parts", steps=3, micro_batch_size=1).run()
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    losses = ToyStage.losses
+
+    def broken(self, batch, step):
+        for loss in losses(self, batch, step):
+            yield Loss(loss.optimizer, loss.value * (float("nan") if step.index == 7 else 1.0))
+
+    monkeypatch.setattr(ToyStage, "losses", broken)
+    with pytest.raises(
+        TrainingError, match=r"nan at step 7.*checkpoint of step 5 is kept.*Lower learning_rate"
+    ):
+        trainer(tmp_path).run()
+    monkeypatch.undo()
+    trainer(tmp_path).run()  # and it can go on from there
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    trainer(tmp_path / "run").run()
+    with pytest.raises(
+        CheckpointError, match=r"another recipe \(training.learning_rate: 0.01 there, 0.1 now\)"
+    ):
+        trainer(tmp_path / "run", learning_rate=0.1)
+    with pytest.raises(CheckpointError, match="already holds a run at step 12"):
+        Trainer(RECIPE, tmp_path / "run", strategy=toy(), resume=False, progress=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match=r"holds no recipe.json"):
+        trainer(tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_damaged_state_is_named(tmp_path):
+    last = trainer(tmp_path).run()
+    (last / "state" / "tensors.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(CheckpointError, match="no complete training state"):
+        trainer(tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "training.steps is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1"),
+        ({"lr_schedule": "sawtooth"}, "lr_schedule 'sawtooth'"),
+    ],
+)
+def test_bad_settings(tmp_path, changes, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        trainer(tmp_path, **changes).run()
+
+
+def test_every_epoch_visits_every_clip_once_and_processes_share_the_batch():
+    sampler = StepSampler(5, seed=3, batch_size=4, steps=range(10), rank=0, world=1)
+    keys = [key for step in sampler for key in step]
+    for epoch in range(8):
+        assert sorted(index for index, draw in keys if draw == epoch) == list(range(5))
+    orders = [[index for index, draw in keys if draw == epoch] for epoch in range(8)]
+    assert len({tuple(order) for order in orders}) > 4
+    halves = [list(StepSampler(5, 3, 4, range(10), rank, 2)) for rank in (0, 1)]
+    assert [key for a, b in zip(*halves, strict=True) for key in (*a, *b)] == keys
+    later = [key for step in StepSampler(5, 3, 4, range(6, 10), 0, 1) for key in step]
+    assert later == keys[24:]
+    with pytest.raises(InvalidArgumentError, match="multiple of the 3"):
+        StepSampler(5, 0, 4, range(1), 0, 3)
