@@ -6,12 +6,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 SRC := $(CURDIR)/pyproject.toml Makefile
 
-# Your own clips: make demo DATA=~/clips   (and PROMPT="..." if they have captions)
+# Your own clips: make demo DATA=~/clips RUN=runs/mine OUT=mine.mp4   (and PROMPT="..." if they have captions)
 DATA ?= demo/clips
 RUN ?= demo/run
-PROMPT ?=
+PROMPT ?= $(if $(filter demo/clips,$(DATA)),a red circle moves left)
 OUT ?= demo/video.mp4
 FRAMES ?= 64
+
+# Waiting threads sleep: on a busy machine, spinning ones make two threads slower than one.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-slow check lint clean
 

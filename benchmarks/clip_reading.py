@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import platform
 import random
-import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +20,7 @@ from typing import Any
 
 import av
 import numpy as np
+import record
 
 from vidgen.video import FrameIndex, VideoReader, VideoWriter
 
@@ -138,14 +134,7 @@ def write_files(folder: Path, num_frames: int) -> list[Path]:
 
 def summary(seconds: list[float], frames: int) -> dict[str, float]:
     """Median, p10 and p90 of frames per second."""
-    rates = sorted(frames / s for s in seconds)
-    cuts = statistics.quantiles(rates, n=10, method="inclusive")
-    return {
-        "fps_median": round(statistics.median(rates), 1),
-        "fps_p10": round(cuts[0], 1),
-        "fps_p90": round(cuts[-1], 1),
-        "repeats": len(rates),
-    }
+    return record.spread([frames / s for s in seconds], "fps", 1)
 
 
 def timed(task: Callable[[], object]) -> float:
@@ -228,24 +217,6 @@ def available(path: Path) -> tuple[dict[str, type], dict[str, str]]:
     return kinds, versions
 
 
-def revision() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() if done.returncode == 0 else "no commit"
-
-
-def environment(versions: dict[str, str]) -> dict[str, Any]:
-    return {
-        "benchmark": "clip_reading",
-        "revision": revision(),
-        "device": f"cpu ({os.cpu_count()} cores, {platform.machine()})",
-        "dtype": "uint8",
-        "python": platform.python_version(),
-        "ffmpeg": ".".join(map(str, av.library_versions["libavcodec"])),
-        "versions": versions,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the JSON record goes; else printed")
@@ -261,21 +232,16 @@ def main() -> None:
         else:
             paths = write_files(Path(folder), args.frames)
         kinds, versions = available(paths[0])
-        record = environment(versions) | {"warmup": args.warmup, "clip_frames": 16, "files": []}
+        ffmpeg = ".".join(map(str, av.library_versions["libavcodec"]))
+        result = record.header("clip_reading", record.cpu(), "uint8", ffmpeg=ffmpeg, versions=versions)
+        result |= {"warmup": args.warmup, "clip_frames": 16, "files": []}
         for path in paths:
             row = measure(path, kinds, args.repeats, args.warmup, args.whole)
-            record["files"].append(row)
+            result["files"].append(row)
             for task in ("clips", "open_and_clip", "sequential"):
                 rates = {n: r["fps_median"] for n, r in row[task]["readers"].items()}
                 print(path.name, task, rates, "ratio", row[task]["vidgen_over_pyav_loop"])
-    text = json.dumps(record, indent=1)
-    if args.out is None:
-        print(text)
-        return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_name(args.out.name + ".part")
-    part.write_text(text + "\n")
-    part.replace(args.out)
+    record.write(result, args.out)
 
 
 if __name__ == "__main__":

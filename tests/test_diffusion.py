@@ -275,3 +275,28 @@ def test_number_of_evaluations():
     model = Diffusion(ddim())
     assert model.num_evaluations(10) == 10
     assert model.exchange("Heun").num_evaluations(10) == 19
+
+
+def test_min_snr_weight_is_one_objective_in_every_prediction_type():
+    """An error of the clean latents weighs ``min(SNR, gamma)`` however it is predicted."""
+    clean, noise = noise_like((3, 2, 2, 4, 4), 1), noise_like((3, 2, 2, 4, 4), 2)
+    wrong = clean + 0.1 * noise_like((3, 2, 2, 4, 4), 3)
+    weighted = {}
+    for kind in ("sample", "epsilon", "v_prediction"):
+        model, t = Diffusion(ddim(prediction_type=kind)), torch.tensor([50, 400, 800])
+        x_t = model.noised(clean, noise, t)
+        k = model.coefficients(t, clean)
+        implied = (x_t - k.signal * wrong) / k.noise  # the noise that goes with the wrong estimate
+        error = (model.target(wrong, implied, t) - model.target(clean, noise, t)) ** 2
+        weighted[kind] = (error * model.min_snr_weight(t, clean, 5.0)).mean((1, 2, 3, 4))
+        snr = (k.signal / k.noise).flatten() ** 2
+        expected = snr.clamp_max(5.0) * ((wrong - clean) ** 2).mean((1, 2, 3, 4))
+        torch.testing.assert_close(weighted[kind], expected, rtol=1e-3, atol=1e-7)
+    flow, t = Diffusion(FlowMatchEulerDiscreteScheduler()), torch.tensor([100.0, 500.0, 900.0])
+    x_t = flow.noised(clean, noise, t)
+    k = flow.coefficients(t, clean)
+    implied = (x_t - k.signal * wrong) / k.noise
+    error = (flow.target(wrong, implied, t) - flow.target(clean, noise, t)) ** 2
+    found = (error * flow.min_snr_weight(t, clean, 5.0)).mean((1, 2, 3, 4))
+    snr = (k.signal / k.noise).flatten() ** 2
+    torch.testing.assert_close(found, snr.clamp_max(5.0) * ((wrong - clean) ** 2).mean((1, 2, 3, 4)))

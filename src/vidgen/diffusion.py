@@ -222,6 +222,23 @@ class Diffusion:
             return x_t - k.noise * prediction
         return k.signal * x_t - k.noise * prediction
 
+    def min_snr_weight(self, t: Tensor, like: Tensor, gamma: float) -> Tensor:
+        """Return the loss weight at ``t``, broadcastable to ``like`` b c f h w (Hang et al. 2023, sec. 3.4).
+
+        In terms of the clean latents it is ``min(SNR, gamma)``; for the other prediction types it is the
+        same objective, divided by what their error counts in terms of the clean latents.
+        """
+        k = self.coefficients(t, like)
+        snr = (k.signal / k.noise.clamp_min(1e-6)) ** 2
+        capped = snr.clamp_max(gamma)
+        if self.prediction_type == "sample":
+            return capped
+        if self.prediction_type == "epsilon":
+            return capped / snr.clamp_min(1e-6)
+        if self.prediction_type == "flow_prediction":
+            return capped * k.noise**2  # x_0 error = sigma times flow error
+        return capped / (snr + 1)
+
     def num_evaluations(self, num_inference_steps: int) -> int:
         """Return how often the solver asks the denoiser (second-order solvers ask more than once a step)."""
         scheduler = copy.deepcopy(self.scheduler)

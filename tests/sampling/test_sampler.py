@@ -194,6 +194,12 @@ def test_progress_counts_solver_steps(sampler, capsys):
     assert (cost.videos, cost.calls, cost.evaluations) == (2, calls, 2 * calls * 4)
 
 
+def test_guidance_between_equal_prompts_costs_nothing(sampler):
+    assert sampler.cost(prompt="a", guidance_scale=3.0).evaluations == 8
+    assert sampler.cost(prompt="", guidance_scale=3.0).evaluations == 4
+    assert sampler.cost(prompt="a", negative_prompt="a", guidance_scale=3.0).evaluations == 4
+
+
 def test_prompt_per_span(sampler):
     mixed = latents(sampler, {0: "a", 8: "zebra"}, num_frames=13)
     torch.testing.assert_close(mixed[:, :, :8], latents(sampler, "a", num_frames=13)[:, :, :8], **TOLERANCE)

@@ -172,6 +172,8 @@ class Arguments:
         size = self._size(defaults)
         strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
         scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        if prompts == negatives:
+            scale = 1.0  # both branches are the same: guidance would cost double and change nothing
         shared: dict[str, Any] = {
             "num_frames": _positive("num_frames", self.num_frames, defaults.num_frames),
             "height": size[0],

@@ -33,6 +33,8 @@ class VDMConfig:
         drop_text: share of training clips whose prompt is dropped, for guidance.
         guidance_scale, num_inference_steps: defaults of sampling.
         prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``.
+        snr_gamma: bound of the signal-to-noise ratio in the loss weight (Hang et al. 2023, Min-SNR); None
+            weighs all timesteps alike.
         beta_schedule, num_train_timesteps: of the noise schedule, as diffusers names them.
         prior: the noise over frames.
         pretrained: folder of a text-to-image model of diffusers' layout to start the UNet from; ``widths``
@@ -60,6 +62,7 @@ class VDMConfig:
     guidance_scale: float = 3.0
     num_inference_steps: int = 50
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    snr_gamma: float | None = None
     beta_schedule: str = "squaredcos_cap_v2"
     num_train_timesteps: int = 1000
     prior: NoisePrior = field(default_factory=Independent)

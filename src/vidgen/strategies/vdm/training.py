@@ -73,6 +73,8 @@ class VDMStage(Stage):
         x_t = strategy.diffusion.noised(clean, noise, t)  # DDPM eq. 4
         prediction = self.network(x_t, t, self.text_encoder.encode(texts), known, clean)
         error = (prediction.float() - strategy.diffusion.target(clean, noise, t)) ** 2
+        if config.snr_gamma is not None:
+            error = error * strategy.diffusion.min_snr_weight(t, clean, config.snr_gamma)
         # Given frames are input, not output: they carry no loss.
         weight = (~known)[:, None, :, None, None].float().expand_as(error)
         yield Loss("denoiser", (error * weight).sum() / weight.sum())
