@@ -35,8 +35,8 @@ demo/clips: | .venv/installed
 	$(BIN)/vidgen data make shapes $@ --count 96 --num-frames 64
 
 demo: .venv/installed | $(filter demo/clips,$(DATA))
-	$(BIN)/vidgen train vdm --recipe tiny --data $(DATA) --out $(RUN)
-	$(BIN)/vidgen generate $(RUN) "$(PROMPT)" --num-frames $(FRAMES) --seed 0 --out $(OUT)
+	$(BIN)/vidgen train vdm --recipe tiny --data "$(DATA)" --out "$(RUN)"
+	$(BIN)/vidgen generate "$(RUN)" "$(PROMPT)" --num-frames $(FRAMES) --seed 0 --out "$(OUT)"
 	@echo "the video is in $(OUT)"
 
 test: .venv/installed-dev

@@ -89,12 +89,15 @@ class Toy(Strategy):
         shape = self.slot_shape(call, request)
         known = torch.zeros(1, len(call.frames), dtype=torch.bool)
         clean = torch.zeros(1, shape[0], len(call.frames), *shape[1:])
+        other = 0.0
         for slot in call.given:
-            if slot[1] in call.frames:
+            if slot[0] != call.level:  # a coarser level or a global feature
+                other += float(canvas[slot].mean()) * (1 + slot[1] % 3)
+            else:
                 i = call.frames.index(slot[1])
                 known[0, i], clean[0, :, i] = True, canvas[slot]
         words = sum(map(ord, request.prompt_at(min(frame for _, frame in call.emits)))) % 97 / 97
-        return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words])})
+        return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words + other])})
 
     def denoiser(self, call):
         network = self.modules["network"]

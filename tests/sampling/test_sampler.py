@@ -17,7 +17,7 @@ from vidgen.errors import (
     PlanError,
     UnknownNameError,
 )
-from vidgen.plans import autoregressive, chunks, keyframes, tree
+from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks, keyframes, tree
 from vidgen.sampling import Sampler
 from vidgen.video import Video, read_metadata
 
@@ -42,10 +42,13 @@ PLANS = [
     keyframes(20, 8),
     tree(20, 5),
     chunks(20, 7),
+    chunks(20, 7, root="global"),
+    cascade([CascadeLevel("coarse", 10, 10), CascadeLevel("video", 20, 6, time_factor=2, halo=1)]),
 ]
+PLAN_NAMES = ["default", "autoregressive", "keyframes", "tree", "chunks", "global", "cascade"]
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=["default", "autoregressive", "keyframes", "tree", "chunks"])
+@pytest.mark.parametrize("plan", PLANS, ids=PLAN_NAMES)
 def test_same_seed_same_video_whatever_batch_and_order(sampler, plan, tmp_path):
     whole = latents(sampler, ["a", "b"], plan=plan, eta=0.5)
     for i, prompt in enumerate("ab"):
@@ -62,7 +65,7 @@ def test_same_seed_same_video_whatever_batch_and_order(sampler, plan, tmp_path):
     np.testing.assert_array_equal(Video.load(out.paths[0]).frames, pixels)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=["default", "autoregressive", "keyframes", "tree", "chunks"])
+@pytest.mark.parametrize("plan", PLANS, ids=PLAN_NAMES)
 def test_any_span_agrees_with_the_whole_video(sampler, plan):
     whole = latents(sampler, "a", plan=plan, eta=1.0)
     for span in (range(9, 13), [0], [19], [3, 17]):
@@ -112,6 +115,8 @@ def test_output_types_agree(sampler):
     latent = sampler("a", seed=0, output_type="latent").frames
     decoded = (sampler.strategy.codec.decode(latent) + 1) / 2
     np.testing.assert_allclose(decoded[0].permute(1, 2, 3, 0).numpy(), as_np.frames[0], atol=1e-6)
+    with pytest.raises(InvalidArgumentError, match="holds latents"):
+        sampler("a", seed=0, num_frames=3, output_type="latent").videos  # noqa: B018
     with pytest.raises(UnknownNameError, match="Did you mean 'latent'"):
         sampler("a", output_type="latents")
 

@@ -35,6 +35,7 @@ class SamplerOutput(BaseOutput):  # type: ignore[misc]
         height, width: in pixels, as really used.
         metadata: the settings, one mapping per video; also stored in the files.
         paths: the files written.
+        output_type: what ``frames`` are.
     """
 
     frames: Any = None
@@ -45,6 +46,7 @@ class SamplerOutput(BaseOutput):  # type: ignore[misc]
     width: int = 0
     metadata: tuple[Mapping[str, Any], ...] = ()
     paths: tuple[Path, ...] = field(default=())
+    output_type: str = "np"
 
     @property
     def videos(self) -> list[Video]:
@@ -53,6 +55,8 @@ class SamplerOutput(BaseOutput):  # type: ignore[misc]
         Raises:
             InvalidArgumentError: the result holds latents.
         """
+        if self.output_type == "latent":
+            raise InvalidArgumentError("the result holds latents; generate with output_type='np' for videos.")
         if self.frames is None:
             return [Video.load(path) for path in self.paths]
         settings = self.metadata or ({},) * len(self.frames)
@@ -65,8 +69,6 @@ def _uint8_frames(frames: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if isinstance(frames, list):
         return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
     if isinstance(frames, Tensor):
-        if frames.shape[1] != 3:
-            raise InvalidArgumentError("the result holds latents; generate with output_type='np' for videos.")
         frames = frames.permute(0, 2, 3, 1).numpy()
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = (frames * 255).round().astype(np.uint8)
     return pixels
@@ -105,10 +107,12 @@ class FileSink:
         self._writers: list[VideoWriter] = []
 
     def __enter__(self) -> FileSink:
-        for path, metadata in zip(self._paths, self._metadata, strict=False):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer = VideoWriter(path, self._fps, metadata=metadata)
-            self._writers.append(self._stack.enter_context(writer))
+        with ExitStack() as opening:  # if one cannot be opened, the others are undone
+            for path, metadata in zip(self._paths, self._metadata, strict=False):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = VideoWriter(path, self._fps, metadata=metadata)
+                self._writers.append(opening.enter_context(writer))
+            self._stack = opening.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -204,7 +204,7 @@ class _Run:
             count = len(self.engine.canvases)
             clips = [torch.cat(list(self._pixels(i, targets)), 1) for i in range(count)]
             frames = formatted(clips, output_type)
-        return self._output(frames, ())
+        return self._output(frames, (), output_type)
 
     def write(self, out: str | Path) -> SamplerOutput:
         """Run to the end, writing frames as they are finished."""
@@ -220,7 +220,7 @@ class _Run:
                     for clip in self._pixels(video, ready):
                         files.append(video, clip)
                 self.engine.released = targets[0] if targets else self.engine.plan.num_frames
-        return self._output(None, paths)
+        return self._output(None, paths, "np")
 
     def _take_ready(self, targets: list[int]) -> list[int]:
         """Remove from ``targets`` the first ones whose latents are known, and return them."""
@@ -247,7 +247,7 @@ class _Run:
             latents = canvas.stack(slots)[None].to(self.strategy.device)
             yield self.strategy.codec.decode(latents)[0].float().cpu()
 
-    def _output(self, frames: Any, paths: tuple[Path, ...]) -> SamplerOutput:
+    def _output(self, frames: Any, paths: tuple[Path, ...], output_type: str) -> SamplerOutput:
         requests = self.generation.requests
         return SamplerOutput(
             frames=frames,
@@ -258,6 +258,7 @@ class _Run:
             width=requests[0].width,
             metadata=self.generation.metadata(self.strategy),
             paths=paths,
+            output_type=output_type,
         )
 
 

@@ -307,6 +307,7 @@ class Trainer:
             "optimizers": {name: o.state_dict() for name, o in running.optimizers.items()},
             "schedules": {name: s.state_dict() for name, s in running.schedules.items()},
             "ema": None if running.ema is None else running.ema.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "random": random_state(),
         }
 
@@ -321,6 +322,8 @@ class Trainer:
         if running.ema is not None:
             running.ema.load_state_dict(state["ema"])
             running.ema.to(self.accelerator.device)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         restore_random_state(state["random"])
         self.folder.cut_log(self._offset + running.step)
         logger.info("resumed stage %r at step %d", running.stage.name, running.step)

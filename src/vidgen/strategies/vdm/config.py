@@ -26,7 +26,7 @@ class VDMConfig:
         attention_levels: levels with spatial attention and cross-attention.
         head_dim: width of an attention head.
         text_width, text_layers: of the text encoder.
-        max_words: longest prompt.
+        max_words: longest prompt; a training run takes the longest caption where None.
         context: frames that each window of a longer video shares with the one before it.
         mask_past: share of training clips whose first frames are given clean.
         mask_random: share of training clips with a random set of given frames.
@@ -54,7 +54,7 @@ class VDMConfig:
     head_dim: int = 32
     text_width: int = 64
     text_layers: int = 2
-    max_words: int = 16
+    max_words: int | None = None
     context: int = 4
     mask_past: float = 0.4
     mask_random: float = 0.1

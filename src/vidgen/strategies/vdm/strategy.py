@@ -57,7 +57,10 @@ class VDM(Strategy):
         codec = PixelCodec(config.patch, config.pixel_mean or 0.0, config.pixel_std or 0.5)
         unet = _unet(config, codec)
         text = VocabularyEncoder(
-            config.words, unet.config.cross_attention_dim, config.text_layers, max_words=config.max_words
+            config.words,
+            unet.config.cross_attention_dim,
+            config.text_layers,
+            max_words=config.max_words or 16,
         )
         modules = {
             "codec": codec,
@@ -90,7 +93,7 @@ class VDM(Strategy):
             sample_size=(height, width),
             sample_fps=float(sample.fps),
             words=words,
-            max_words=max([config.max_words, *(len(split_words(text)) for text in texts)]),
+            max_words=config.max_words or max([1, *(len(split_words(text)) for text in texts)]),
             pixel_mean=mean,
             pixel_std=std,
         )
