@@ -293,3 +293,17 @@ def test_layout_puts_attention_where_asked() -> None:
     heads = [unet.down_blocks[i].attentions[0].transformer_blocks[0].attn1.heads for i in (0, 2)]
     assert heads == [1, 4]
     assert (unet.conv_in.in_channels, unet.conv_out.out_channels) == (4, 3)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_pooled_text_reaches_the_network_without_cross_attention(pooled: bool) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(4, 3, 8, widths=(16, 32), cross_attention_dim=24, head_dim=16, pooled_text=pooled)
+    network = VideoUNet(unet).eval()
+    for name, parameter in unet.named_parameters():
+        if ".attn2.to_out" in name:
+            parameter.data.zero_()
+    x, tokens = torch.randn(1, 3, 2, 8, 8), torch.randn(2, 5, 24)
+    with torch.no_grad():
+        difference = (network(x, 300, tokens[:1]) - network(x, 300, tokens[1:])).abs().max()
+    assert (difference > 1e-3) == pooled

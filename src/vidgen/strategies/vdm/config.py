@@ -26,6 +26,7 @@ class VDMConfig:
         attention_levels: levels with spatial attention and cross-attention.
         head_dim: width of an attention head.
         text_width, text_layers: of the text encoder.
+        pooled_text: also add the pooled prompt to the time embedding, as the paper does.
         max_words: longest prompt; a training run takes the longest caption where None.
         context: frames that each window of a longer video shares with the one before it.
         mask_past: share of training clips whose first frames are given clean.
@@ -54,6 +55,7 @@ class VDMConfig:
     head_dim: int = 32
     text_width: int = 64
     text_layers: int = 2
+    pooled_text: bool = True
     max_words: int | None = None
     context: int = 4
     mask_past: float = 0.4

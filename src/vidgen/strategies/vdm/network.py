@@ -133,6 +133,7 @@ def build_unet(
     attention_levels: Collection[int] = (1,),
     cross_attention_dim: int = 64,
     head_dim: int = 32,
+    pooled_text: bool = False,
 ) -> UNet2DConditionModel:
     """A fresh 2D UNet of Stable Diffusion's layout, as small as wished.
 
@@ -145,6 +146,8 @@ def build_unet(
         attention_levels: levels (from 0) with spatial and cross-attention; the middle always has.
         cross_attention_dim: features of a token.
         head_dim: features of an attention head.
+        pooled_text: also add the pooled prompt to the time embedding, which reaches every residual
+            block (Ho et al. 2022, section 3); Stable Diffusion's layout has cross-attention alone.
 
     Raises:
         InvalidArgumentError: no level, a level that does not exist, or heads that do not fit.
@@ -171,6 +174,8 @@ def build_unet(
         # Despite its name, diffusers reads the number of heads here (diffusers issue 2011).
         attention_head_dim=tuple(max(1, width // head_dim) for width in widths),
         norm_num_groups=_norm_groups(widths),
+        addition_embed_type="text" if pooled_text else None,
+        addition_embed_type_num_heads=cross_attention_dim // math.gcd(cross_attention_dim, head_dim),
     )
 
 
@@ -224,11 +229,9 @@ def _token_width(unet: UNet2DConditionModel) -> int:
 
 
 def _check_supported(unet: UNet2DConditionModel) -> None:
-    asked = [
-        name
-        for name in ("addition_embed_type", "class_embed_type", "num_class_embeds")
-        if unet.config.get(name) is not None
-    ]
+    asked = [name for name in ("class_embed_type", "num_class_embeds") if unet.config.get(name) is not None]
+    if unet.config.get("addition_embed_type") not in (None, "text"):  # "text" pools the tokens themselves
+        asked.append("addition_embed_type")
     if asked or not isinstance(unet.config.cross_attention_dim, int):
         raise InvalidArgumentError(
             "this UNet needs more than time and tokens, which a VideoUNet is not given: "

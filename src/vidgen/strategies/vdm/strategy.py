@@ -183,4 +183,5 @@ def _unet(config: VDMConfig, codec: Codec) -> UNet2DConditionModel:
         attention_levels=config.attention_levels,
         cross_attention_dim=config.text_width,
         head_dim=config.head_dim,
+        pooled_text=config.pooled_text,
     )
