@@ -91,7 +91,7 @@ def test_generate_is_reproducible_and_renders_spans(trained):
     assert (frames("again") == whole).all()
     assert (frames("span", "--frames", "6:9") == whole[6:9]).all()
     assert not (frames("replaced", "--option", "given=replacement") == whole).all()
-    assert not (frames("heun", "--scheduler", "Heun") == whole).all()
+    assert not (frames("noisy", "--eta", "1") == whole).all()
 
 
 def test_train_goes_on_where_it_was(trained):
@@ -170,6 +170,9 @@ def test_failures_say_what_to_do_in_one_line(tmp_path, monkeypatch, arguments, c
         (["--scheduler", "DDPM"], "DDIMScheduler with eta=1"),
         (["--option", "givn=clean"], "Did you mean 'given'"),
         (["--option", "given"], "expected NAME=VALUE"),
+        (["--option", "seed=3"], "use --seed"),
+        (["--steps", "0"], "num_inference_steps is 0"),
+        (["--device", "nonsense"], "device 'nonsense' is unknown"),
         (["unheard-of"], "never learnt"),
     ],
 )

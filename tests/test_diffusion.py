@@ -14,7 +14,7 @@ from vidgen.diffusion import Diffusion, scheduler_from_name
 from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
 from vidgen.noise import Decomposed, Independent, NoiseKey
 
-VP = ["DDIM", "DPMSolverMultistep", "UniPC", "Euler", "Heun", "DEIS", "KDPM2", "PNDM"]
+VP = ["DDIM", "DDIMParallel", "DPMSolverMultistep", "UniPC", "Euler", "Heun", "DEIS", "KDPM2", "PNDM"]
 
 
 def ddim(**kwargs):
@@ -48,8 +48,12 @@ def diffusers_loop(scheduler, start, steps, **step_arguments):
 
 
 @pytest.mark.parametrize("name", VP)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_solver_equals_diffusers_own_loop(name, prediction_type):
+    if prediction_type == "sample" and name in ("Heun", "KDPM2", "PNDM"):
+        with pytest.raises(SchedulerError, match="cannot solve for a model that predicts 'sample'"):
+            Diffusion(ddim(prediction_type=prediction_type)).exchange(name)
+        return
     model = Diffusion(ddim(prediction_type=prediction_type)).exchange(name)
     start = noise_like((2, 3, 4, 8, 8))
     ours = model.solve(network, start, Conditioning(), num_inference_steps=7, step_noise=no_noise)
@@ -59,8 +63,9 @@ def test_solver_equals_diffusers_own_loop(name, prediction_type):
     torch.testing.assert_close(again, ours, rtol=0, atol=0)  # the scheduler keeps no state
 
 
-def test_flow_matching_equals_diffusers_own_loop():
-    model = Diffusion(FlowMatchEulerDiscreteScheduler(shift=2.0))
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+def test_flow_matching_equals_diffusers_own_loop(kind):
+    model = Diffusion(getattr(diffusers, kind)(shift=2.0))
     start = noise_like((1, 3, 4, 8, 8))
     ours = model.solve(network, start, Conditioning(), num_inference_steps=7, step_noise=no_noise)
     torch.testing.assert_close(ours, diffusers_loop(model.scheduler, start, 7), rtol=0, atol=0)
@@ -80,9 +85,7 @@ def test_stochastic_solver_uses_the_noise_it_is_handed(scheduler, arguments, eta
     ours = Diffusion(scheduler).solve(
         network, start, Conditioning(), num_inference_steps=6, step_noise=noises.__getitem__, eta=eta
     )
-    theirs = diffusers_loop(
-        copy.deepcopy(scheduler), start, 6, variance_noise=noises.__getitem__, **arguments
-    )
+    theirs = diffusers_loop(copy.deepcopy(scheduler), start, 6, variance_noise=noises.__getitem__, **arguments)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     other = Diffusion(scheduler).solve(
         network, start, Conditioning(), num_inference_steps=6, step_noise=lambda i: -noises[i], eta=eta
@@ -195,6 +198,21 @@ def test_replacement_returns_given_frames_and_steers_the_others(name):
             torch.testing.assert_close(x[:, :, :2], expected[:, :, :2], rtol=1e-4, atol=1e-5)
 
 
+def test_replacement_in_a_flow():
+    model = Diffusion(FlowMatchEulerDiscreteScheduler())
+    start, clean = noise_like((1, 3, 4, 8, 8)), noise_like((1, 3, 4, 8, 8), 5)
+    known = torch.tensor([[True, False, False, False]])
+    cond = Conditioning(known=known, clean=clean * known[:, None, :, None, None], replace=True)
+
+    def spy(x, t, cond):
+        expected = model.noised(clean, start, t)
+        torch.testing.assert_close(x[:, :, :1], expected[:, :, :1], rtol=1e-4, atol=1e-4)
+        return network(x, t)
+
+    out = model.solve(spy, start, cond, num_inference_steps=5, step_noise=no_noise)
+    assert torch.equal(out[:, :, :1], clean[:, :, :1])
+
+
 def test_callback_may_replace_latents():
     model, start = Diffusion(ddim()), noise_like((1, 3, 2, 4, 4))
     steps = []
@@ -203,9 +221,7 @@ def test_callback_may_replace_latents():
         steps.append((i, int(t)))
         return torch.zeros_like(x)
 
-    out = model.solve(
-        network, start, Conditioning(), num_inference_steps=3, step_noise=no_noise, on_step=zero
-    )
+    out = model.solve(network, start, Conditioning(), num_inference_steps=3, step_noise=no_noise, on_step=zero)
     assert [i for i, _ in steps] == [0, 1, 2]
     assert steps[0][1] == 999
     assert out.abs().max() == 0
@@ -242,6 +258,13 @@ def test_scheduler_of_another_process_or_schedule_is_refused():
         Diffusion(diffusers.IPNDMScheduler())
 
 
+def test_any_schedule_can_be_exchanged_fresh_or_loaded():
+    """diffusers' from_config takes values left at their default from the other class."""
+    for name in VP:
+        model = Diffusion(DDIMScheduler(beta_schedule="linear", clip_sample=False)).exchange(name)
+        assert model.scheduler.config.beta_start == 0.0001
+
+
 def test_wrong_arguments():
     with pytest.raises(UnknownNameError, match="Did you mean 'DDIM'"):
         Diffusion(ddim()).exchange("DDIN")
@@ -249,9 +272,7 @@ def test_wrong_arguments():
 
     def solve(name, **kwargs):
         settings = {"num_inference_steps": 3, **kwargs}
-        Diffusion(ddim()).exchange(name).solve(
-            network, start, Conditioning(), step_noise=no_noise, **settings
-        )
+        Diffusion(ddim()).exchange(name).solve(network, start, Conditioning(), step_noise=no_noise, **settings)
 
     with pytest.raises(SchedulerError, match="knows no eta"):
         solve("UniPC", eta=0.5)
@@ -263,12 +284,21 @@ def test_wrong_arguments():
 
 def test_clipped_estimates_stay_consistent():
     """With clipping, eps is recomputed: x_t still splits into the clipped x_0 and its noise."""
-    scheduler = ddim(clip_sample=True, clip_sample_range=0.5)
-    start = noise_like((1, 3, 2, 8, 8))
-    out = Diffusion(scheduler).solve(
-        lambda x, t, c: x * 0, start, Conditioning(), num_inference_steps=4, step_noise=no_noise
-    )
-    assert out.abs().max() <= 0.5 + 1e-6
+    scheduler = ddim(clip_sample=True, clip_sample_range=0.5, prediction_type="sample")
+    model, start, target = Diffusion(scheduler), noise_like((1, 3, 2, 8, 8)), noise_like((1, 3, 2, 8, 8), 9)
+    seen = []
+
+    def spy(x, t, cond):
+        seen.append((x, int(t[0])))
+        return target
+
+    out = model.solve(spy, start, Conditioning(), num_inference_steps=4, step_noise=no_noise)
+    clipped = target.clamp(-0.5, 0.5)
+    torch.testing.assert_close(out, clipped)
+    first = model.coefficients(torch.tensor([seen[0][1]]), start)
+    noise = (start - first.signal * clipped) / first.noise
+    for x, t in seen[1:]:
+        torch.testing.assert_close(x, model.noised(clipped, noise, torch.tensor([t])), rtol=1e-3, atol=1e-3)
 
 
 def test_number_of_evaluations():

@@ -18,8 +18,9 @@ from vidgen.strategy import Defaults, Loss, OptimizerGroup, Stage, Strategy
 
 class ToyNetwork(ModelMixin, ConfigMixin):
     @register_to_config
-    def __init__(self, channels: int = 12) -> None:
+    def __init__(self, channels: int = 12, dropout: float = 0.0) -> None:
         super().__init__()
+        self.drop = nn.Dropout(dropout)
         self.conv = nn.Conv3d(channels + 1, channels, 3, padding=1)
         self.calls: list[tuple[int, ...]] = []
 
@@ -28,13 +29,17 @@ class ToyNetwork(ModelMixin, ConfigMixin):
         mask = known[:, None, :, None, None].expand_as(x[:, :1])
         inputs = torch.cat([torch.where(mask, clean, x), mask.to(x)], 1)
         noise_level = t.reshape(-1, 1, 1, 1, 1) / 1000
-        return torch.tanh(self.conv(inputs) + prompt[:, None, None, None, None]) * (0.3 + noise_level)
+        return torch.tanh(self.conv(self.drop(inputs)) + prompt[:, None, None, None, None]) * (
+            0.3 + noise_level
+        )
 
 
 @dataclass(frozen=True)
 class ToyConfig:
     window: int = 8
     context: int = 3
+    dropout: float = 0.0
+    stages: int = 1
 
 
 class ToyStage(Stage):
@@ -58,17 +63,48 @@ class ToyStage(Stage):
         yield Loss("denoiser", loss, {"mean_t": float(t.float().mean())})
 
 
+class ToyScaleStage(Stage):
+    """A second stage: learns one number from the network of the first."""
+
+    name = "scale"
+    components = ("scale",)
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    def optimizers(self):
+        return (OptimizerGroup("scale", self.strategy.parameters_of("scale")),)
+
+    def losses(self, batch, step):
+        network = self.strategy.modules["network"]
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+        (weight,) = self.strategy.parameters_of("scale")
+        yield Loss("scale", (weight - network.conv.weight.mean()).square().sum())
+
+
+class ToyScale(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
 class Toy(Strategy):
     name = "toy"
     Config = ToyConfig
-    component_types = {"codec": (PixelCodec,), "network": (ToyNetwork,)}  # noqa: RUF012
+    component_types = {"codec": (PixelCodec,), "network": (ToyNetwork,), "scale": (ToyScale,)}  # noqa: RUF012
 
     def __init__(self, config, modules, scheduler):
         super().__init__(config, modules, scheduler, Decomposed(lam=0.3))
 
     @classmethod
     def create(cls, config):
-        modules = {"codec": PixelCodec(patch=2), "network": ToyNetwork()}
+        modules = {
+            "codec": PixelCodec(patch=2),
+            "network": ToyNetwork(dropout=config.dropout),
+            "scale": ToyScale(),
+        }
         # Predicting x_0 keeps an untrained network's latents of order one.
         scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
         return cls(config, modules, scheduler)
@@ -104,7 +140,7 @@ class Toy(Strategy):
         return lambda x, t, cond: network(x, t, cond.extras["prompt"], cond.known, cond.clean)
 
     def stages(self):
-        return (ToyStage(self),)
+        return (ToyStage(self), ToyScaleStage(self))[: self.config.stages]
 
 
 def toy(**config) -> Toy:

@@ -25,6 +25,7 @@ from torch import nn
 import vidgen
 from vidgen import config as configs
 from vidgen import plugins
+from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, UnknownNameError
 from vidgen.strategy import Strategy
 
@@ -67,7 +68,7 @@ def save_strategy(strategy: Strategy, folder: str | Path) -> Path:
     Raises:
         CheckpointError: ``folder`` exists and is not a checkpoint.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).is_file():
         raise CheckpointError(
             f"{folder} exists and holds no {INDEX}; it is not overwritten. Give a new folder."
@@ -93,10 +94,10 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / INDEX).is_file():
         return path
-    steps = sorted((path / "checkpoints").glob("step-*/model"), key=lambda p: p.parent.name)
+    steps = sorted((path / "checkpoints").glob("step-[0-9]*/model"), key=lambda p: p.parent.name)
     if steps:
         return steps[-1]
     if not path.exists():
@@ -136,6 +137,7 @@ def load_strategy(path: str | Path, *, device: Any = None, dtype: torch.dtype | 
         CheckpointError: no checkpoint there, another format, missing or unsafe files.
         UnknownNameError: the strategy's package is not installed.
     """
+    device = checked_device(device)
     folder = find_checkpoint(path)
     index = _read_index(folder)
     strategy_class = plugins.load(plugins.STRATEGIES, index["strategy"])
@@ -147,14 +149,12 @@ def load_strategy(path: str | Path, *, device: Any = None, dtype: torch.dtype | 
     strategy: Strategy = strategy_class(config, modules, _load_scheduler(folder / "scheduler"))
     for module in modules.values():
         module.eval()
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return strategy.to(device, dtype)
 
 
 def build(strategy_class: type[Strategy], config: Any, *, seed: int = 0) -> Strategy:
     """Build a strategy with fresh weights drawn from ``seed``; ambient random state is untouched."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return strategy_class.create(config)
 

@@ -75,9 +75,7 @@ def _common(
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe: NAME=VALUE. Repeatable.")
 ]
-Device = Annotated[
-    str | None, typer.Option(help="Where to run, such as cpu or cuda; default: the best there.")
-]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda; default: the best there.")]
 
 
 def _recipe(strategy: str, name: str, path: str | None, assignments: list[str]) -> Any:
@@ -100,7 +98,8 @@ def train(
     strategy: Annotated[str, typer.Argument(help="Which strategy, see `vidgen list`.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there goes on.")],
     data: Annotated[
-        str | None, typer.Option(help="Folder of videos, or `shapes` or `story` for procedural data.")
+        str | None,
+        typer.Option(help="Folder of videos, or `shapes` or `story`; default: the recipe's, `shapes`."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="Which recipe, see `vidgen list`.")] = "tiny",
     assignments: Assignments = None,
@@ -135,11 +134,13 @@ def _span(text: str | None) -> range | None:
         ) from error
 
 
-def _options(assignments: list[str]) -> dict[str, Any]:
+def _options(assignments: list[str], taken: dict[str, Any]) -> dict[str, Any]:
     pairs = [text.partition("=") for text in assignments]
     for name, equals, value in pairs:
         if not equals:
             raise InvalidArgumentError(f"--option was given {name + value!r}; expected NAME=VALUE.")
+        if name in taken:
+            raise InvalidArgumentError(f"--option {name} is no option of the strategy; use --{name}.")
     return {name: value for name, _, value in pairs}
 
 
@@ -187,7 +188,8 @@ def generate(
         "scheduler": scheduler,
         "eta": eta,
     }
-    result: Any = sampler(**arguments, batch_size=batch_size, out=out, work=work, **_options(option or []))
+    arguments |= {"batch_size": batch_size, "out": out, "work": work}
+    result: Any = sampler(**arguments, **_options(option or [], arguments))
     for path, used in zip(result.paths, result.seeds, strict=True):
         typer.echo(f"{path} (seed {used})")
 

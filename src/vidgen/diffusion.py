@@ -41,6 +41,11 @@ _DETERMINISTIC = {
     "UniPCMultistepScheduler",
 }
 _TAKES_NOISE = {"DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler"}
+_CANNOT_PREDICT = {
+    "HeunDiscreteScheduler": {"sample"},
+    "KDPM2DiscreteScheduler": {"sample"},
+    "PNDMScheduler": {"sample"},
+}
 _SDE = "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
 _EQUIVALENT = {
     "DDPMScheduler": "DDIMScheduler with eta=1",
@@ -71,7 +76,9 @@ def scheduler_from_name(name: str, config: Any) -> SchedulerMixin:
     full = {short: long for long in known for short in _short_names(long)}.get(name, name)
     if full not in known:
         raise UnknownNameError("scheduler", name, {_short_names(long)[1] for long in known})
-    scheduler = getattr(diffusers, full).from_config(config)
+    # from_config takes fields marked as default from the new class instead; the process must not change.
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    scheduler = getattr(diffusers, full).from_config(plain)
     _check_noise(scheduler)
     return scheduler
 
@@ -144,6 +151,11 @@ class Diffusion:
                 "flow matching. Use a scheduler of one of these two processes, such as DDIMScheduler."
             )
         self.prediction_type: str = _prediction_of(scheduler)
+        if self.prediction_type in _CANNOT_PREDICT.get(type(scheduler).__name__, ()):
+            raise SchedulerError(
+                f"{type(scheduler).__name__} cannot solve for a model that predicts {self.prediction_type!r}. "
+                "Use DDIMScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler."
+            )
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
 
     def exchange(self, scheduler: SchedulerMixin | str) -> Diffusion:
@@ -242,8 +254,17 @@ class Diffusion:
     def num_evaluations(self, num_inference_steps: int) -> int:
         """Return how often the solver asks the denoiser (second-order solvers ask more than once a step)."""
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(self._checked_steps(num_inference_steps))
         return len(scheduler.timesteps)
+
+    def _checked_steps(self, count: int) -> int:
+        least = 4 if type(self.scheduler).__name__ == "PNDMScheduler" else 1  # its Runge-Kutta start
+        if not least <= count <= self.num_train_timesteps:
+            raise InvalidArgumentError(
+                f"num_inference_steps is {count}; expected {least} to {self.num_train_timesteps}, the steps of "
+                "the model's noise schedule."
+            )
+        return count
 
     def _step_arguments(self, eta: float) -> dict[str, Any]:
         name, config = type(self.scheduler).__name__, self.scheduler.config
@@ -282,11 +303,9 @@ class Diffusion:
             eta: DDIM's share of fresh noise in [0, 1].
             on_step: called after every step; what it returns replaces the latents.
         """
-        if num_inference_steps < 1:
-            raise InvalidArgumentError(f"num_inference_steps is {num_inference_steps}; expected 1 or more.")
         scheduler = copy.deepcopy(self.scheduler)
         arguments = self._step_arguments(eta)
-        scheduler.set_timesteps(num_inference_steps, device=start.device)
+        scheduler.set_timesteps(self._checked_steps(num_inference_steps), device=start.device)
         x = start * getattr(scheduler, "init_noise_sigma", 1.0)
         for i, t in enumerate(scheduler.timesteps):
             if cond.replace:

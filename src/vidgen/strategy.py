@@ -299,7 +299,7 @@ class Strategy(ABC):
 
     def batch_key(self, call: Call) -> tuple[Any, ...]:
         """Return what two calls must share to be answered in one batch."""
-        return (call.level, len(call.frames))
+        return (call.level, len(call.frames), bool(call.given))
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Strategy:
         """Move every module; ``dtype`` casts floating-point weights. Returns the strategy itself."""
@@ -333,7 +333,14 @@ def check_window(strategy: str, plan: Plan, window: int, *, stride: int | None =
         window: the most frames a call may cover.
         stride: the spacing between a call's frames that the network was trained on; None allows any.
     """
+    video = plan.levels[-1].name
     for call in plan.calls:
+        foreign = {call.level, *(level for level, _ in call.given)} - {video}
+        if foreign:
+            raise PlanError(
+                f"call {call.id!r} works on or is given level {sorted(foreign)[0]!r}; {strategy} knows frames "
+                f"of the video ({video!r}) only. Use a plan of one level."
+            )
         if len(call.frames) > window:
             raise PlanError(
                 f"call {call.id!r} covers {len(call.frames)} frames; {strategy} was trained on clips of "

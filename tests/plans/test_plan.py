@@ -173,9 +173,7 @@ def test_orders_and_waves_deliver_every_frame_once(recipe):
         longest[each.id] = 1 + max((longest[c.id] for c in above), default=0)
     waves = plan.waves()
     assert plan.critical_path == len(waves) == max(longest.values())
-    assert [{longest[c.id] for c in wave} for wave in waves] == [
-        {depth} for depth in range(1, len(waves) + 1)
-    ]
+    assert [{longest[c.id] for c in wave} for wave in waves] == [{depth} for depth in range(1, len(waves) + 1)]
     for kind in ("breadth", "depth"):
         order = plan.order(kind)
         assert sorted(order, key=lambda c: c.id) == sorted(plan.calls, key=lambda c: c.id)

@@ -15,11 +15,15 @@ from vidgen.errors import (
     GenerationInterruptedError,
     InvalidArgumentError,
     PlanError,
+    SchedulerError,
     UnknownNameError,
 )
+from vidgen.noise import NoiseKey
 from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks, keyframes, tree
 from vidgen.sampling import Sampler
 from vidgen.video import Video, read_metadata
+
+PICTURE = torch.linspace(-1, 1, 192).reshape(3, 8, 8)
 
 # Batched convolutions may round differently; observed differences are below 1e-6.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -52,9 +56,7 @@ PLAN_NAMES = ["default", "autoregressive", "keyframes", "tree", "chunks", "globa
 def test_same_seed_same_video_whatever_batch_and_order(sampler, plan, tmp_path):
     whole = latents(sampler, ["a", "b"], plan=plan, eta=0.5)
     for i, prompt in enumerate("ab"):
-        torch.testing.assert_close(
-            latents(sampler, prompt, plan=plan, eta=0.5), whole[i : i + 1], **TOLERANCE
-        )
+        torch.testing.assert_close(latents(sampler, prompt, plan=plan, eta=0.5), whole[i : i + 1], **TOLERANCE)
     for batch_size in (1, 3, 100):
         again = latents(sampler, ["a", "b"], plan=plan, eta=0.5, batch_size=batch_size)
         torch.testing.assert_close(again, whole, **TOLERANCE)
@@ -90,6 +92,32 @@ def test_videos_of_a_prompt_use_consecutive_seeds(sampler):
     generator = torch.Generator().manual_seed(7)
     same = sampler("a", generator=generator, output_type="latent")
     torch.testing.assert_close(same.frames, out.frames[:1], **TOLERANCE)
+
+
+def test_noise_is_the_priors_by_absolute_frame_and_fresh_in_every_step(sampler, monkeypatch):
+    strategy, asked = sampler.strategy, []
+    sample = type(strategy.prior).sample
+
+    def spy(self, frames, shape, key):
+        asked.append((tuple(frames), shape, key))
+        return sample(self, frames, shape, key)
+
+    monkeypatch.setattr(type(strategy.prior), "sample", spy)
+    starts = []
+    strategy.answer = lambda call, solve, start, cond: (
+        starts.append(start) or solve(strategy.denoiser(call), start, cond)
+    )
+    latents(sampler, "a", num_frames=13, eta=1.0)
+    calls = strategy.plan(13).calls
+    streams = ["start", "step-0", "step-1", "step-2", "step-3"]
+    assert asked == [
+        (call.frames, (12, 4, 4), NoiseKey(5, stream, "video")) for call in calls for stream in streams
+    ]
+    for call, start in zip(calls, starts, strict=True):
+        expected = sample(strategy.prior, call.frames, (12, 4, 4), NoiseKey(5, "start", "video"))
+        assert torch.equal(start[0], expected)
+    deterministic = latents(sampler, "a", num_frames=13)
+    assert (deterministic - latents(sampler, "a", num_frames=13, eta=1.0)).abs().max() > 0.1
 
 
 def test_given_latents_replace_the_start_noise(sampler):
@@ -170,9 +198,58 @@ def test_killed_run_goes_on_where_it_was(sampler, tmp_path):
     resumed = latents(sampler, "a", plan=plan, work=tmp_path, batch_size=1)
     torch.testing.assert_close(resumed, whole, **TOLERANCE)
     assert len(network.calls) == 4 * (plan.num_calls - 4)
+    for change in (
+        {"prompt": "b"},
+        {"seed": 6},
+        {"eta": 0.5},
+        {"num_inference_steps": 5},
+        {"scheduler": "UniPC"},
+        {"plan": tree(20, 6)},
+        {"pins": {0: torch.zeros(3, 8, 8)}},
+        {"pins": {0: PICTURE.flip(-1)}},
+        {"latents": torch.zeros(1, 12, 20, 4, 4)},
+    ):
+        with pytest.raises(CheckpointError, match="other settings or weights"):
+            latents(sampler, work=tmp_path, **{"prompt": "a", "plan": plan, **change})
+    with torch.no_grad():
+        network.conv.bias += 1
     with pytest.raises(CheckpointError, match="other settings or weights"):
-        latents(sampler, "b", plan=plan, work=tmp_path)
+        latents(sampler, "a", plan=plan, work=tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_work_folder_tells_a_picture_from_its_mirror_image(sampler, tmp_path):
+    arguments = {"work": tmp_path / "work", "num_frames": 8}
+    latents(sampler, "a", pins={0: PICTURE}, **arguments)
+    with pytest.raises(CheckpointError, match="other settings"):
+        latents(sampler, "a", pins={0: PICTURE.flip(-1)}, **arguments)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="is a file"):
+        latents(sampler, "a", work=tmp_path / "file")
+
+
+def test_everything_pinned_needs_no_call(sampler, tmp_path):
+    out = sampler("a", num_frames=3, pins=dict.fromkeys(range(3), PICTURE), out=tmp_path / "frames")
+    frames = Video.load(out.paths[0]).frames
+    expected = ((PICTURE + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert (frames == expected).all()
+    assert sampler.strategy.modules["network"].calls == []
+
+
+def test_several_videos_as_pictures_get_a_folder_each(sampler, tmp_path):
+    out = sampler(["a", "b"], seed=0, out=tmp_path / "seq" / "%05d.png")
+    assert [path.parent.name for path in out.paths] == ["seq-000", "seq-001"]
+    assert all(Video.load(path.parent).num_frames == 8 for path in out.paths)
+
+
+def test_a_span_holds_only_what_it_needs(sampler):
+    from vidgen.sampling.arguments import Arguments
+    from vidgen.sampling.engine import Engine
+
+    generation = Arguments(prompt="a", seed=0, num_frames=100, frames=range(95, 98)).resolve(sampler.strategy)
+    engine = Engine(sampler.strategy, generation)
+    assert max(len(engine.canvases[0]) for _ in engine.run()) <= 16
+    assert sorted(engine.canvases[0]) == [("video", 95), ("video", 96), ("video", 97)]
 
 
 def test_callback_and_interrupt(sampler):
@@ -239,8 +316,14 @@ def test_pinned_pictures_come_back_and_steer(sampler):
         ({"plan": tree(20, 5)}, PlanError, "covers 20 latent frames"),
         ({"scheduler": "Eulre"}, UnknownNameError, "Did you mean 'Euler'"),
         ({"batch_size": 0}, InvalidArgumentError, "batch_size is 0"),
-        ({"guidanse_scale": 3}, UnknownNameError, "guidanse_scale"),
+        ({"guidanse_scale": 3}, UnknownNameError, "Did you mean 'guidance_scale'"),
         ({"seed": -1}, InvalidArgumentError, "seed"),
+        ({"num_inference_steps": 0}, InvalidArgumentError, "num_inference_steps is 0"),
+        ({"num_inference_steps": 2000}, InvalidArgumentError, "expected 1 to 1000"),
+        ({"guidance_scale": float("nan")}, InvalidArgumentError, "finite"),
+        ({"scheduler": "PNDM"}, SchedulerError, "predicts 'sample'"),
+        ({"pins": {0: torch.zeros(3, 8, 8, dtype=torch.uint8)}}, InvalidArgumentError, "floating point in"),
+        ({"pins": {0: torch.full((3, 8, 8), float("nan"))}}, InvalidArgumentError, "floating point in"),
     ],
 )
 def test_bad_arguments_say_what_to_do(sampler, arguments, error, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from toy import Toy, ToyConfig, ToyStage, toy
 from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.strategy import Loss
+from vidgen.strategy import Loss, OptimizerGroup
 from vidgen.training import Trainer
 from vidgen.training.batches import StepSampler
 from vidgen.video.dataset import DataConfig
@@ -58,12 +59,13 @@ def test_run_writes_checkpoints_log_and_recipe(tmp_path):
     assert 0 < lines[0]["mean_t"] < 1000
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe["training"]["steps"] == 40
-    assert recipe["model"] == {"window": 8, "context": 3}
+    assert recipe["model"] == {"window": 8, "context": 3, "dropout": 0.0, "stages": 1}
 
 
 def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
-    whole = trainer(tmp_path / "whole").run()
-    cut = trainer(tmp_path / "cut")
+    """With dropout, which draws from torch's random state."""
+    whole = trainer(tmp_path / "whole", toy(dropout=0.3)).run()
+    cut = trainer(tmp_path / "cut", toy(dropout=0.3))
     losses, count = ToyStage.losses, 0
 
     def interrupting(self, batch, step):
@@ -82,7 +84,7 @@ def test_interrupted_run_resumes_to_the_same_weights(tmp_path):
     finally:
         ToyStage.losses = losses
     assert cut.folder.steps()[-1] == 8  # the step was finished and saved
-    resumed = trainer(tmp_path / "cut").run()
+    resumed = trainer(tmp_path / "cut", toy(dropout=0.3)).run()
     for a, b in ((weights(whole), weights(resumed)), (raw(whole), raw(resumed))):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -113,6 +115,42 @@ def test_checkpoint_holds_the_average_and_state_the_raw_weights(tmp_path):
     assert torch.equal(raw(plain)[key], raw(last)[key])  # averaging does not steer training
 
 
+def test_stages_run_in_order_and_a_later_one_never_changes_an_earlier(tmp_path):
+    two = trainer(tmp_path / "two", toy(stages=2), learning_rate=0.05, ema_decay=0.5, keep_checkpoints=9)
+    last = two.run()
+    assert two.folder.steps() == [5, 10, 12, 17, 22, 24]
+    first = tmp_path / "two" / "checkpoints" / "step-00000012"
+    assert all(torch.equal(weights(first)[k], weights(last)[k]) for k in weights(first))
+    # The second stage built on the averaged weights of the first, and learnt their mean.
+    average, number = weights(last)["conv.weight"].mean(), raw(last)["/weights/scale/weight"]
+    assert not torch.equal(raw(first)["/weights/network/conv.weight"], weights(first)["conv.weight"])
+    torch.testing.assert_close(raw(last)["/weights/network/conv.weight"], weights(last)["conv.weight"])
+    assert abs(number - average) < abs(1 - average)
+    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["denoiser"] * 4 + ["scale"] * 4
+    assert [line["step"] for line in lines] == list(range(3, 25, 3))
+
+
+def test_resume_within_a_later_stage(tmp_path):
+    whole = trainer(tmp_path / "whole", toy(stages=2), keep_checkpoints=9).run()
+    trainer(tmp_path / "cut", toy(stages=2), keep_checkpoints=9).run()
+    for step in (22, 24):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"step-000000{step}")
+    resumed = trainer(tmp_path / "cut", toy(stages=2), keep_checkpoints=9).run()
+    assert all(torch.equal(raw(whole)[k], raw(resumed)[k]) for k in raw(whole))
+
+
+def test_gradients_are_clipped_and_weight_decay_and_warm_up_count(tmp_path):
+    plain = weights(trainer(tmp_path / "plain", steps=3, ema_decay=None).run())["conv.weight"]
+    for name, change in {
+        "clip": {"max_grad_norm": 1e-9},
+        "decay": {"weight_decay": 0.5},
+        "warmup": {"warmup_steps": 3},
+    }.items():
+        other = weights(trainer(tmp_path / name, steps=3, ema_decay=None, **change).run())["conv.weight"]
+        assert (other - plain).abs().max() > 1e-4
+
+
 def test_micro_batches_accumulate_to_the_same_gradient(tmp_path):
     whole = trainer(tmp_path / "whole", steps=3).run()
     parts = trainer(tmp_path / "parts", steps=3, micro_batch_size=1).run()
@@ -134,6 +172,66 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, m
         trainer(tmp_path).run()
     monkeypatch.undo()
     trainer(tmp_path).run()  # and it can go on from there
+
+
+def test_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path, monkeypatch):
+    losses = ToyStage.losses
+
+    def broken(self, batch, step):
+        for loss in losses(self, batch, step):
+            (weight, *_) = self.strategy.parameters_of("network")
+            # Its value is 0, its gradient is not a number.
+            bad = torch.where(weight > 1e9, weight, weight * 0).sqrt().sum() * 0
+            yield Loss(loss.optimizer, loss.value + (bad if step.index == 4 else 0.0))
+
+    monkeypatch.setattr(ToyStage, "losses", broken)
+    with pytest.raises(TrainingError, match=r"gradient norm of stage 'denoiser' is nan at step 4"):
+        trainer(tmp_path, checkpoint_every=4).run()
+    state = raw(tmp_path / "checkpoints" / "step-00000004")
+    assert all(value.isfinite().all() for key, value in state.items() if "random" not in key)
+
+
+def test_a_loss_leaves_nothing_in_what_another_optimiser_trains(tmp_path, monkeypatch):
+    """As in adversarial training: the second loss must not descend the first one's gradient."""
+    seen = []
+
+    def optimizers(self):
+        weight, bias = self.strategy.parameters_of("network")
+        return (OptimizerGroup("a", (weight,)), OptimizerGroup("b", (bias,)))
+
+    def losses(self, batch, step):
+        weight, bias = self.strategy.parameters_of("network")
+        yield Loss("a", 1000 * bias.sum() + weight.sum())
+        seen.append(None if bias.grad is None else bias.grad.abs().max())
+        yield Loss("b", bias.square().sum())
+
+    monkeypatch.setattr(ToyStage, "optimizers", optimizers)
+    monkeypatch.setattr(ToyStage, "losses", losses)
+    trainer(tmp_path, steps=2).run()
+    assert all(left is None or left == 0 for left in seen)
+
+
+def test_torn_log_and_foreign_folders_do_not_stop_a_resume(tmp_path):
+    trainer(tmp_path, steps=7).run()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "st')
+    (tmp_path / "checkpoints" / "step-best").mkdir()
+    trainer(tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 7, 9, 12]
+
+
+def test_log_of_a_run_without_checkpoint_is_not_kept(tmp_path):
+    trainer(tmp_path, steps=3).folder.log({"step": 1})
+    trainer(tmp_path, steps=3).run()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_device_that_is_not_there_is_refused(tmp_path, device):
+    with pytest.raises(InvalidArgumentError, match=device):
+        Trainer(RECIPE, tmp_path / "run", strategy=toy(), progress=False, device=device)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -182,9 +182,7 @@ def test_a_part_of_a_split_never_replaces_from_the_other_part() -> None:
 
 
 def test_open_dataset_builds_the_procedural_data_of_a_config() -> None:
-    config = DataConfig(
-        "shapes", clip_length=4, size=32, videos=24, frames=100, objects=(1, 2), seed=7, fps=8
-    )
+    config = DataConfig("shapes", clip_length=4, size=32, videos=24, frames=100, objects=(1, 2), seed=7, fps=8)
     clips = open_dataset(config)
     assert torch.equal(clips[2, 3].clip, ShapesClips(SOURCE, 4, seed=7)[2, 3].clip)
     story = open_dataset(DataConfig("story", videos=2, size=(16, 16)))

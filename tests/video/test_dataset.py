@@ -20,6 +20,7 @@ from vidgen.video import folder as folder_module
 from vidgen.video.clips import split
 from vidgen.video.dataset import DataConfig, VideoFolder, open_dataset, summarize
 from vidgen.video.export import write_folder
+from vidgen.video.folder import find_videos
 from vidgen.video.index_cache import WHOLE, IndexCache, content_hash, default_cache_dir
 from vidgen.video.story import ShapesStory
 from vidgen.video.synthetic import ShapesDataset
@@ -261,12 +262,6 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert record.load("ab" * 16) is None
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_set(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(VideoError, match="VIDGEN_CACHE"):
-        VideoFolder(copy, cache_dir=tmp_path / "file", progress=False)
-
-
 def write_sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -433,3 +428,20 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_folder(SHAPES, empty, count=1, fps=12, suffix=".webm")
     assert sorted(p.name for p in empty.iterdir()) == ["00000.txt", "00000.webm", "truth"]
     assert videos_in(empty)[0].fps == pytest.approx(12, abs=0.01)
+
+
+def test_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(ShapesDataset(2, num_frames=8, size=16), tmp_path / "clips")
+    (tmp_path / "file").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "vidgen.video"):
+        found = VideoFolder(
+            tmp_path / "clips", clip_length=4, size=16, cache_dir=tmp_path / "file", progress=False
+        )
+    assert (len(found), found.broken) == (2, {})
+    assert sum("cannot write the index cache" in r.message for r in caplog.records) == 1
+
+
+def test_a_link_back_to_the_folder_is_followed_once(tmp_path: Path) -> None:
+    write_folder(ShapesDataset(2, num_frames=8, size=16), tmp_path / "clips")
+    (tmp_path / "clips" / "loop").symlink_to(tmp_path / "clips", target_is_directory=True)
+    assert len(find_videos(tmp_path / "clips")) == 2

@@ -121,9 +121,7 @@ def test_threads_change_nothing(folder: Path, thread_type: Any) -> None:
         assert numbers(reader.read(3, 2)) == [3, 4]
 
 
-def test_only_the_frames_since_the_keyframe_are_decoded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_frames_since_the_keyframe_are_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     original = reader_module._decode
 
@@ -181,9 +179,7 @@ def test_edit_list_hides_frames_before_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "early", "first"), [("bframes", 3, 12), ("opengop", 0, 10)])
-def test_stream_cut_before_a_keyframe(
-    folder: Path, tmp_path: Path, name: str, early: int, first: int
-) -> None:
+def test_stream_cut_before_a_keyframe(folder: Path, tmp_path: Path, name: str, early: int, first: int) -> None:
     cut = tmp_path / "cut.mkv"
     with av.open(str(folder / f"{name}.mp4")) as source, av.open(str(cut), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])

@@ -92,12 +92,9 @@ class VocabularyEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                     f"{length}. Shorten it, or train an encoder with a larger max_words."
                 )
         rows = [
-            [_START, *(self._index[word] for word in words), *[_PAD] * (length - len(words))]
-            for words in split
+            [_START, *(self._index[word] for word in words), *[_PAD] * (length - len(words))] for words in split
         ]
-        return torch.tensor(rows, dtype=torch.long, device=self.position.device).reshape(
-            len(rows), length + 1
-        )
+        return torch.tensor(rows, dtype=torch.long, device=self.position.device).reshape(len(rows), length + 1)
 
     def _refuse_unknown(self, prompts: Iterable[Sequence[str]]) -> None:
         unknown = {word for words in prompts for word in words if word not in self._index}

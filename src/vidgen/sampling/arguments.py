@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
 from vidgen import config as configs
+from vidgen.devices import best_device
 from vidgen.diffusion import Diffusion
-from vidgen.errors import InvalidArgumentError, PlanError
+from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import seeds_from
 from vidgen.plans import Plan
 from vidgen.strategy import Canvas, Defaults, Prompt, Request, Strategy
@@ -91,8 +95,8 @@ class Generation:
             "scheduler_config": dict(scheduler.config),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
-            "pins": {f"{level}/{i}": float(x.double().sum()) for (level, i), x in self.pins.items()},
-            "latents": None if self.latents is None else float(self.latents.double().sum()),
+            "pins": {f"{level}/{i}": digest_of(x) for (level, i), x in sorted(self.pins.items())},
+            "latents": None if self.latents is None else digest_of(self.latents),
         }
 
     def metadata(self, strategy: Strategy) -> tuple[dict[str, Any], ...]:
@@ -137,18 +141,23 @@ class Arguments:
         Raises:
             InvalidArgumentError, PlanError, SchedulerError, UnknownNameError: an argument does not fit.
         """
+        if strategy.codec.time_factor != 1:
+            raise InvalidArgumentError(
+                f"the codec of {strategy.name!r} compresses time by {strategy.codec.time_factor}; the sampler "
+                "decodes frame by frame. Use a codec with time_factor 1."
+            )
         diffusion = strategy.diffusion
         if self.scheduler is not None:
             diffusion = diffusion.exchange(self.scheduler)
         requests = self._requests(strategy)
         first = requests[0]
         plan = self._plan(strategy, first.num_frames)
-        pins = self._pins(strategy, first)
+        pins = self._pins(strategy, first, plan.levels[-1].name)
         if pins:
             plan = plan.with_pins(pins)
             strategy.accepts(plan)
         targets = self._targets(first.num_frames)
-        wanted = {frame for frame in range(plan.num_frames) if _overlaps(strategy, frame, targets)}
+        wanted = {strategy.codec.latent_of_frame(frame) for frame in targets}
         if len(wanted) < plan.num_frames:
             plan = plan.subplan(wanted)
         steps = self.num_inference_steps
@@ -168,10 +177,12 @@ class Arguments:
         prompts = self._prompts()
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
-        options: Any = configs.from_dict(strategy.Options, self.options)
+        options: Any = self._options(strategy)
         size = self._size(defaults)
         strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
         scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        if not math.isfinite(scale):
+            raise InvalidArgumentError(f"guidance_scale is {scale}; expected a finite number.")
         if prompts == negatives:
             scale = 1.0  # both branches are the same: guidance would cost double and change nothing
         shared: dict[str, Any] = {
@@ -186,6 +197,14 @@ class Arguments:
             Request(prompt=prompt, negative_prompt=negative, seed=seed, **shared)
             for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
         )
+
+    def _options(self, strategy: Strategy) -> Any:
+        own = {f.name for f in dataclasses.fields(strategy.Options)}
+        for name in self.options:
+            if name not in own:
+                known = own | {f.name for f in dataclasses.fields(Arguments)} - {"options"}
+                raise UnknownNameError(f"argument of sampling {strategy.name!r}", name, known)
+        return configs.from_dict(strategy.Options, self.options)
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         height = _positive("height", self.height, defaults.height)
@@ -207,9 +226,10 @@ class Arguments:
     def _seeds(self, count: int) -> list[int]:
         per_prompt = self.num_videos_per_prompt
         if isinstance(self.generator, Sequence):
-            return list(seeds_from(self.generator, self.seed, count))
+            return _of_first_process(list(seeds_from(self.generator, self.seed, count)))
         # Every prompt uses the same seeds s, s + 1, ..., so that prompts can be compared.
-        return list(seeds_from(self.generator, self.seed, per_prompt)) * (count // per_prompt)
+        seeds = _of_first_process(list(seeds_from(self.generator, self.seed, per_prompt)))
+        return seeds * (count // per_prompt)
 
     def _negatives(self, count: int) -> list[str]:
         if isinstance(self.negative_prompt, str):
@@ -245,9 +265,8 @@ class Arguments:
             )
         return targets
 
-    def _pins(self, strategy: Strategy, request: Request) -> Canvas:
+    def _pins(self, strategy: Strategy, request: Request, level: str) -> Canvas:
         pins = Canvas()
-        level = strategy.plan(strategy.codec.latent_frames(request.num_frames)).levels[-1].name
         for frame, picture in (self.pins or {}).items():
             if not 0 <= frame < request.num_frames:
                 raise InvalidArgumentError(
@@ -270,6 +289,21 @@ class Arguments:
         return self.latents
 
 
+def _of_first_process(seeds: list[int]) -> list[int]:
+    """Return the first process's seeds on all of them: each would draw its own where none is given."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return seeds
+    shared = torch.tensor(seeds, device=best_device() if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(shared, 0)
+    return [int(seed) for seed in shared]
+
+
+def digest_of(tensor: Tensor) -> str:
+    """Return a digest of all of a tensor's values."""
+    values = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
+
+
 def _positive(name: str, value: float | None, default: float) -> Any:
     value = default if value is None else value
     if value <= 0:
@@ -281,14 +315,15 @@ def _span(frames: Sequence[int]) -> str:
     return f"{frames[0]}..{frames[-1]}" if frames else "no frame"
 
 
-def _overlaps(strategy: Strategy, latent: int, targets: Iterable[int]) -> bool:
-    return not set(strategy.codec.frames_of_latent(latent)).isdisjoint(targets)
-
-
 def _pixels(picture: Picture, frame: int, size: tuple[int, int]) -> Tensor:
     """Return ``picture`` as pixels c h w in [-1, 1]."""
     if isinstance(picture, Tensor):
         pixels = picture.float()
+        if not picture.is_floating_point() or not (pixels.abs() <= 1).all():
+            raise InvalidArgumentError(
+                f"the picture for frame {frame} is a tensor of {picture.dtype} with values outside [-1, 1]; "
+                "expected floating point in [-1, 1], or a uint8 array (h, w, 3)."
+            )
     else:
         array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
         if array.dtype != np.uint8 or array.ndim != 3:

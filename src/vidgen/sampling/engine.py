@@ -68,6 +68,7 @@ class Engine:
         self.stream, self.on_step, self.work = stream, on_step, work
         self.canvases = [Canvas(generation.pins) for _ in self.requests]
         self.released = 0
+        self._wanted = frozenset(self.plan.frames)
         self._pending = Counter(slot for call in self.plan.calls for slot in call.given)
 
     @property
@@ -188,4 +189,6 @@ class Engine:
 
     def _needed(self, slot: Slot) -> bool:
         level, frame = slot
-        return self._pending[slot] > 0 or (level == self.video_level and frame >= self.released)
+        if self._pending[slot] > 0:
+            return True
+        return level == self.video_level and frame >= self.released and frame in self._wanted

@@ -92,9 +92,12 @@ def formatted(clips: Sequence[Tensor], output_type: str) -> Any:
 
 def output_paths(out: str | Path, count: int) -> tuple[Path, ...]:
     """Return one path per video: ``out`` itself, or ``NAME-000.EXT`` and so on for several."""
-    out = Path(out)
+    out = Path(out).expanduser()
     if count == 1:
         return (out,)
+    if "%" in out.name:  # a pattern of pictures: one folder per video
+        folder = out.parent
+        return tuple(folder.with_name(f"{folder.name}-{i:03d}") / out.name for i in range(count))
     return tuple(out.with_name(f"{out.stem}-{i:03d}{out.suffix}") for i in range(count))
 
 

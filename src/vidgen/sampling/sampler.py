@@ -69,7 +69,10 @@ class Sampler:
 
     def cost(self, **arguments: Any) -> Cost:
         """Return what a call with these arguments would cost, without generating anything."""
-        return Arguments(**arguments).resolve(self.strategy).cost
+        names = {f.name for f in fields(Arguments)}
+        options = {name: value for name, value in arguments.items() if name not in names}
+        own = {name: value for name, value in arguments.items() if name in names}
+        return Arguments(**own, options=options).resolve(self.strategy).cost
 
     @torch.no_grad()
     def __call__(
@@ -183,7 +186,7 @@ class Sampler:
         if folder is None:
             return None
         mark = fingerprint(self.strategy, generation.plan, generation.requests, generation.settings())
-        return WorkFolder(Path(folder), mark)
+        return WorkFolder(Path(folder).expanduser(), mark)
 
 
 class _Run:
@@ -214,13 +217,18 @@ class _Run:
         metadata = self.generation.metadata(self.strategy)
         # With several processes the first one writes.
         with FileSink(paths if lead else (), requests[0].fps, metadata) as files:
+            self._deliver(targets, files)  # what is pinned needs no call
             for _ in self.engine.run():
-                ready = self._take_ready(targets)
-                for video in range(len(files)):
-                    for clip in self._pixels(video, ready):
-                        files.append(video, clip)
-                self.engine.released = targets[0] if targets else self.engine.plan.num_frames
+                self._deliver(targets, files)
         return self._output(None, paths, "np")
+
+    def _deliver(self, targets: list[int], files: FileSink) -> None:
+        """Write the frames that can be written, and let go of their latents."""
+        ready = self._take_ready(targets)
+        for video in range(len(files)):
+            for clip in self._pixels(video, ready):
+                files.append(video, clip)
+        self.engine.released = targets[0] if targets else self.engine.plan.num_frames
 
     def _take_ready(self, targets: list[int]) -> list[int]:
         """Remove from ``targets`` the first ones whose latents are known, and return them."""

@@ -28,6 +28,7 @@ def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], set
     described = {
         "strategy": strategy.name,
         "config": configs.to_dict(strategy.config),
+        "prior": strategy.prior.to_dict(),
         "plan": plan.fingerprint(),
         "requests": [asdict(request) for request in requests],
         "settings": settings,
@@ -54,6 +55,8 @@ class WorkFolder:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; expected a folder for finished calls.")
         folder.mkdir(parents=True, exist_ok=True)
         index = folder / "work.json"
         found = configs.read_json(index).get("fingerprint") if index.is_file() else None

@@ -11,6 +11,8 @@ out/
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +26,8 @@ from vidgen.training.state import load_state
 
 __all__ = ["RunFolder"]
 
-# Changing these does not change the course of a run up to the step where it stands.
+# Changing these leaves what is already trained as it is. With a learning-rate schedule that depends on the
+# number of steps, the rest follows the new one.
 _FREE = {
     "training.steps",
     "training.checkpoint_every",
@@ -79,8 +82,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
-        names = [p.name for p in (self.folder / "checkpoints").glob("step-*")]
-        return sorted(int(name.removeprefix("step-")) for name in names)
+        found = [re.fullmatch(r"step-(\d+)", p.name) for p in (self.folder / "checkpoints").glob("step-*")]
+        return sorted(int(match[1]) for match in found if match)
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint of ``step``."""
@@ -110,8 +113,17 @@ class RunFolder:
         path = self.folder / "log.jsonl"
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _step_of(line) <= step]
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf  # torn off when the run was killed
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,4 +133,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             leaves |= _leaves(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
+    if isinstance(leaves.get("data.path"), str):  # one folder has many names
+        leaves["data.path"] = str(Path(leaves["data.path"]).expanduser().resolve())
     return leaves

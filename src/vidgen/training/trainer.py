@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vidgen import checkpoint, plugins
+from vidgen.devices import checked_device
 from vidgen.errors import InvalidArgumentError, TrainingError
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategy import Stage, Strategy, TrainingStep
@@ -65,6 +66,7 @@ class Trainer:
         CheckpointError: ``out`` holds something else, or a run of another recipe.
         VideoError: the data cannot be read.
         UnknownNameError: no such strategy.
+        InvalidArgumentError: no such device, or settings that cannot be.
 
     Attributes:
         strategy: with the raw weights while training, the averaged ones after ``run``.
@@ -90,10 +92,13 @@ class Trainer:
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=recipe.training.seed)
         self.recipe, self.config = recipe, recipe.training
-        self.folder = RunFolder(Path(out), recipe, resume=resume)
+        wanted = checked_device(device)
+        if wanted.type == "cuda" and device is not None:
+            torch.cuda.set_device(wanted)
+        self.folder = RunFolder(Path(out).expanduser(), recipe, resume=resume)
         self.accelerator = Accelerator(
             mixed_precision=self.config.mixed_precision,
-            cpu=device == "cpu",
+            cpu=wanted.type == "cpu",
             step_scheduler_with_optimizer=False,
         )
         self.strategy = strategy.to(self.accelerator.device)
@@ -107,12 +112,14 @@ class Trainer:
         An interrupt (Ctrl-C) ends the current step, saves, and is raised again.
 
         Raises:
-            TrainingError: a loss is not finite; the last checkpoint stays as it was.
+            TrainingError: a loss or gradient is not finite; the last checkpoint stays as it was.
         """
         torch.manual_seed(self.config.seed)
         state = self.folder.load()
         stages = self.strategy.stages()
         first = 0 if state is None else int(state["stage"])
+        if state is None:
+            self._cut_log(0)  # of a run that ended before its first checkpoint
         with self._graceful_interrupt():
             for number in range(first, len(stages)):
                 running = self._start(stages[number])
@@ -193,10 +200,19 @@ class Trainer:
         done = running.step == self.config.steps
         if running.step % self.config.log_every == 0 or done:
             self._log(running)
+        self._stop = self._any_process(self._stop)
         if self._stop or (not done and running.step % self.config.checkpoint_every == 0):
             self._save(running, number)
         if self._stop:
             raise KeyboardInterrupt
+
+    def _any_process(self, flag: bool) -> bool:
+        """Whether ``flag`` is set anywhere: processes must stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=self.accelerator.device)
+        dist.all_reduce(votes)
+        return bool(votes > 0)
 
     def _log(self, running: _Running) -> None:
         means = {name: sum(values) / len(values) for name, values in running.logs.items() if values}
@@ -231,7 +247,7 @@ class Trainer:
                 loss = next(losses, None)
             if loss is None:
                 return False
-            self._check_finite(running, loss.value)
+            self._check_finite(running, loss.value, "loss")
             name = loss.optimizer
             self.accelerator.backward(loss.value * weight)
             logs["loss"] += float(loss.value.detach()) * weight
@@ -242,21 +258,22 @@ class Trainer:
         optimizer = running.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._average_gradients(parameters)
-        if self.config.max_grad_norm is not None:
-            logs[f"grad_norm/{name}"] = float(
-                self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            )
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips such steps itself
+            self._check_finite(running, norm, "gradient norm")
+        logs[f"grad_norm/{name}"] = float(norm)
         optimizer.step()
-        optimizer.zero_grad()
+        for other in running.optimizers.values():  # a loss may reach what another optimiser trains
+            other.zero_grad()
         return True
 
-    def _check_finite(self, running: _Running, loss: Tensor) -> None:
-        if torch.isfinite(loss).all():
+    def _check_finite(self, running: _Running, value: Tensor, what: str) -> None:
+        if torch.isfinite(value).all():
             return
         steps = self.folder.steps()
         kept = f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was written yet"
         raise TrainingError(
-            f"the loss of stage {running.stage.name!r} is {float(loss.detach())} at step "
+            f"the {what} of stage {running.stage.name!r} is {float(value.detach())} at step "
             f"{running.step}; expected a finite number. {kept}. Lower learning_rate "
             f"({self.config.learning_rate}) or max_grad_norm ({self.config.max_grad_norm}), or train with "
             "mixed_precision='no', and start again."
@@ -325,8 +342,12 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         restore_random_state(state["random"])
-        self.folder.cut_log(self._offset + running.step)
+        self._cut_log(self._offset + running.step)
         logger.info("resumed stage %r at step %d", running.stage.name, running.step)
+
+    def _cut_log(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.cut_log(step)
 
     @contextmanager
     def _graceful_interrupt(self) -> Iterator[None]:

@@ -59,7 +59,13 @@ def find_videos(root: Path) -> list[str]:
         kind = "is a file" if root.exists() else "does not exist"
         raise VideoError(f"{root} {kind}; give a folder of videos.")
     found = []
+    seen = set()
     for folder, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above
+            inner.clear()
+            continue
+        seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
@@ -307,9 +313,7 @@ def _check_numbers(
 ) -> None:
     """Raise InvalidArgumentError for a number that no clip can have."""
     if min(clip_length, stride, workers, *size) < 1:
-        raise InvalidArgumentError(
-            f"{clip_length=}, {stride=}, {size=} and {workers=} must all be 1 or more."
-        )
+        raise InvalidArgumentError(f"{clip_length=}, {stride=}, {size=} and {workers=} must all be 1 or more.")
     if fps is not None and not (fps > 0 and stride == 1):
         raise InvalidArgumentError(
             f"{fps=} with {stride=}: fps must be above 0 and already says how far apart frames "

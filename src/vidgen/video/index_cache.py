@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from vidgen.errors import VideoError
 from vidgen.video.index import FrameIndex
 
 __all__ = ["IndexCache", "VideoRecord", "content_hash", "default_cache_dir"]
+
+logger = logging.getLogger("vidgen.video")
 
 FORMAT = 1
 WHOLE = 4 << 20
@@ -74,6 +77,7 @@ class IndexCache:
     def __init__(self, folder: Path | None = None) -> None:
         """Use ``folder`` (default: ``default_cache_dir()``), created when first written to."""
         self.folder = (folder or default_cache_dir()) / f"videos-{FORMAT}"
+        self._reported = False
 
     def load(self, key: str) -> VideoRecord | None:
         """Return the record of ``key``, or None if there is none that can be used."""
@@ -87,7 +91,7 @@ class IndexCache:
             return None
 
     def store(self, record: VideoRecord) -> None:
-        """Write ``record``; a cache that cannot be written raises VideoError."""
+        """Write ``record``; a cache that cannot be written is reported once and costs only time."""
         path = self._path(record.key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +100,14 @@ class IndexCache:
                 json.dump(asdict(record), file)
             Path(name).replace(path)
         except OSError as error:
-            raise VideoError(
-                f"cannot write the index cache {self.folder}: {error.strerror or error}; "
-                "set VIDGEN_CACHE or cache_dir to a folder that can be written."
-            ) from error
+            if not self._reported:
+                logger.warning(
+                    "cannot write the index cache %s (%s), so files are read through anew each time; set "
+                    "VIDGEN_CACHE or cache_dir to a folder that can be written.",
+                    self.folder,
+                    error.strerror or error,
+                )
+            self._reported = True
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

@@ -82,9 +82,7 @@ def parse_caption(caption: str, size: str = "large") -> tuple[tuple[ShapeSpec, .
     return tuple(specs), tail["name"] if tail else None
 
 
-def scene_from_caption(
-    caption: str, *, background: str = "black", size: str = "large", seed: int = 0
-) -> Scene:
+def scene_from_caption(caption: str, *, background: str = "black", size: str = "large", seed: int = 0) -> Scene:
     """Build a scene that ``caption`` describes; what it does not say comes from the arguments.
 
     Raises InvalidArgumentError for a caption that is not of the shapes data.

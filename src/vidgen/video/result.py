@@ -209,9 +209,7 @@ class Video:
 
         if not isinstance(clip, torch.Tensor) or not clip.is_floating_point():
             kind = getattr(clip, "dtype", type(clip).__name__)
-            raise InvalidArgumentError(
-                f"{kind} was given; expected a floating-point torch.Tensor in [-1, 1]."
-            )
+            raise InvalidArgumentError(f"{kind} was given; expected a floating-point torch.Tensor in [-1, 1].")
         if clip.ndim != 4 or clip.shape[0] != 3:
             raise InvalidArgumentError(
                 f"a tensor of shape {tuple(clip.shape)} was given; expected (3, frames, height, "

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from einops import rearrange
 
 from vidgen import checkpoint
@@ -20,6 +20,7 @@ from vidgen.strategies.vdm import VDM, VDMConfig, build_unet
 from vidgen.strategies.vdm.training import sample_known
 from vidgen.strategy import Canvas, Request, TrainingStep
 from vidgen.training import Trainer
+from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 
 CONFIG = VDMConfig(
@@ -114,9 +115,7 @@ def test_windows_share_their_frames_and_past_steers_the_future(given):
     pin = np.full((16, 16, 3), 255, np.uint8)
     pinned = make("red circle", seed=0, pins={5: pin}, **arguments).frames
     assert (pinned[:, :, 6:] - video[:, :, 6:]).abs().max() > 1e-3
-    other = make(
-        "red circle", seed=0, **{**arguments, "given": "clean" if given != "clean" else "replacement"}
-    )
+    other = make("red circle", seed=0, **{**arguments, "given": "clean" if given != "clean" else "replacement"})
     assert (other.frames[:, :, 6:] - video[:, :, 6:]).abs().max() > 1e-3
 
 
@@ -155,6 +154,30 @@ def test_guidance_mixes_the_two_predictions():
     torch.testing.assert_close(guided, empty + 4 * (red - empty), rtol=1e-4, atol=1e-5)
 
 
+def test_negative_prompt_and_guidance_scale_reach_the_result():
+    make = sampler(build())
+    arguments = {"seed": 0, "num_inference_steps": 2, "output_type": "latent"}
+    videos = [
+        make("red", guidance_scale=scale, negative_prompt=negative, **arguments).frames
+        for scale, negative in ((3.0, ""), (3.0, "circle"), (5.0, ""), (1.0, ""), (1.0, "circle"))
+    ]
+    assert all((videos[0] - other).abs().max() > 1e-4 for other in videos[1:4])
+    torch.testing.assert_close(videos[3], videos[4])
+
+
+def test_min_snr_changes_the_weight_of_the_loss():
+    dataset = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+    batch = collate([dataset[i] for i in range(3)])
+    losses = []
+    for gamma in (None, 1e9, 0.5):
+        (stage,) = build(prediction_type="sample", snr_gamma=gamma, mask_past=0.0, drop_text=1.0).stages()
+        step = TrainingStep(seed=5, stage=stage.name, index=2, samples=(0, 1, 2))
+        (loss,) = stage.losses(batch, step)
+        losses.append(float(loss.value.detach()))
+    assert len(set(losses)) == 3
+    assert losses[2] < 0.5 * losses[0] + 1e-6  # min(SNR, 0.5) is at most 0.5
+
+
 def test_masks_have_the_shares_they_should():
     uniform = torch.rand(20000, 8, generator=torch.Generator().manual_seed(0))
     known = sample_known(uniform, 6, past=0.4, random=0.2)
@@ -190,13 +213,59 @@ def test_loss_is_on_new_frames_only_and_noise_is_the_priors():
         noise, strategy.prior.sample_batch(range(6), (12, 8, 8), keys), rtol=1e-3, atol=1e-2
     )
     error = (seen["out"] - strategy.diffusion.target(seen["clean"], noise, seen["t"])) ** 2
-    new = ~seen["known"][:, None, :, None, None].expand_as(error)
-    torch.testing.assert_close(loss.value, error[new].mean(), rtol=1e-3, atol=1e-4)
+    clips = [error[i, :, ~seen["known"][i]].mean() for i in range(3)]
+    torch.testing.assert_close(loss.value, torch.stack(clips).mean(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(seen["tokens"], strategy.text_encoder.encode([""] * 3))
     (again,) = stage.losses(batch, step)
     assert torch.equal(again.value, loss.value)  # nothing ambient
     (other,) = stage.losses(batch, replace(step, index=3))
     assert not torch.equal(other.value, loss.value)
+
+
+def test_pins_and_batches_do_not_change_each_other():
+    """Calls with and without given frames are never put in one batch."""
+    make, pin = sampler(build()), np.full((16, 16, 3), 255, np.uint8)
+    arguments = {"num_frames": 12, "plan": chunks(12, 6), "pins": {0: pin}, "num_inference_steps": 2}
+    alone = [make("red", seed=seed, batch_size=1, output_type="latent", **arguments).frames for seed in (0, 1)]
+    for size in (2, 3, 9):
+        both = make("red", num_videos_per_prompt=2, seed=0, batch_size=size, output_type="latent", **arguments)
+        torch.testing.assert_close(both.frames, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+def test_gradient_does_not_depend_on_how_the_batch_is_cut():
+    dataset = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+    batch = collate([dataset[i] for i in range(4)])
+    gradients = []
+    for size in (4, 1):
+        strategy = build(mask_past=0.9, mask_random=0.1, drop_text=1.0)
+        (stage,) = strategy.stages()
+        for piece, micro in micro_batches(batch, size):
+            step = TrainingStep(5, stage.name, 2, tuple(range(4))[piece])
+            (loss,) = stage.losses(micro, step)
+            (loss.value * len(micro) / 4).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in strategy.parameters_of("unet", "temporal")]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def test_levels_that_it_does_not_know_are_refused():
+    with pytest.raises(PlanError, match=r"level 'global'; vdm knows frames of the video"):
+        build().accepts(chunks(12, 6, root="global"))
+
+
+def test_pretrained_process_is_kept(tmp_path):
+    torch.manual_seed(0)
+    build_unet(12, 12, 8, widths=(16, 32), head_dim=16).save_pretrained(tmp_path / "unet")
+    DDIMScheduler(prediction_type="epsilon", beta_schedule="scaled_linear", beta_end=0.012).save_pretrained(
+        tmp_path / "scheduler"
+    )
+    strategy = build(trained=False, pretrained=str(tmp_path))
+    config = strategy.scheduler.config
+    assert (config.prediction_type, config.beta_schedule, config.beta_end) == (
+        "epsilon",
+        "scaled_linear",
+        0.012,
+    )
+    assert not config.clip_sample
 
 
 def test_training_lowers_the_loss_and_takes_words_and_statistics_from_the_data(tmp_path):
@@ -205,16 +274,17 @@ def test_training_lowers_the_loss_and_takes_words_and_statistics_from_the_data(t
         "vdm",
         replace(CONFIG, words=(), pixel_mean=None, pixel_std=None),
         DataConfig(clip_length=6, size=16, videos=8),
-        TrainingConfig(
-            steps=60, batch_size=4, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9
-        ),
+        TrainingConfig(steps=60, batch_size=4, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9),
     )
     trainer = Trainer(recipe, tmp_path, progress=False, device="cpu")
     trainer.run()
     config = trainer.strategy.config
     assert config.sample_size == (16, 16)
-    assert "bounces" in config.words or "moves" in config.words
-    assert abs(config.pixel_mean) <= 1
+    captions = open_dataset(recipe.data).texts()
+    assert set(config.words) == {word for text in captions for word in text.split()}
+    pixels = torch.cat([clip.clip.flatten() for clip in open_dataset(recipe.data)])
+    assert abs(config.pixel_mean - float(pixels.mean())) < 1e-4
+    assert abs(config.pixel_std - float(pixels.std())) < 1e-3
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
     assert losses[-1] < 0.75 * losses[0]

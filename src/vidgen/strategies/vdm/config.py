@@ -39,7 +39,7 @@ class VDMConfig:
         beta_schedule, num_train_timesteps: of the noise schedule, as diffusers names them.
         prior: the noise over frames.
         pretrained: folder of a text-to-image model of diffusers' layout to start the UNet from; ``widths``
-            and the like are then its own.
+            and the like are then its own, and so is its noise process, if it comes with a scheduler.
     """
 
     sample_frames: int = 16

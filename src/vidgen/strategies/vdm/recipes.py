@@ -19,6 +19,7 @@ def tiny() -> Recipe:
             head_dim=16,
             text_width=32,
             text_layers=1,
+            guidance_scale=2.0,
             # A patch has more numbers than the network is wide: clean pixels pass through it, noise does not.
             prediction_type="sample",
         ),

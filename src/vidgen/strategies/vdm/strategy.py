@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +55,8 @@ class VDM(Strategy):
     @classmethod
     def create(cls, config: VDMConfig) -> VDM:
         """See ``Strategy.create``."""
-        codec = PixelCodec(config.patch, config.pixel_mean or 0.0, config.pixel_std or 0.5)
+        std = 0.5 if config.pixel_std is None else config.pixel_std
+        codec = PixelCodec(config.patch, config.pixel_mean or 0.0, std)
         unet = _unet(config, codec)
         text = VocabularyEncoder(
             config.words,
@@ -68,14 +70,7 @@ class VDM(Strategy):
             "temporal": TemporalLayers.beside(unet, head_dim=config.head_dim),
             "text_encoder": text,
         }
-        scheduler = DDIMScheduler(
-            num_train_timesteps=config.num_train_timesteps,
-            beta_schedule=config.beta_schedule,
-            prediction_type=config.prediction_type,
-            timestep_spacing="trailing",  # starts where the training noise ends
-            clip_sample=False,  # latents of unit variance leave [-1, 1]
-        )
-        return cls(config, modules, scheduler)
+        return cls(config, modules, _scheduler(config))
 
     @classmethod
     def prepare(cls, config: VDMConfig, dataset: ClipDataset) -> VDMConfig:
@@ -107,7 +102,11 @@ class VDM(Strategy):
         return Defaults(c.sample_frames, height, width, c.sample_fps, scale, c.num_inference_steps)
 
     def plan(self, num_frames: int) -> Plan:
-        """All at once up to the clip length, then an autoregressive window."""
+        """All at once up to the clip length, then an autoregressive window.
+
+        A call of fewer frames than the clip length sees less, so a shorter video is not the start of a
+        longer one; windows of a longer video are always whole.
+        """
         if num_frames <= self.config.sample_frames:
             return all_at_once(num_frames)
         return autoregressive(num_frames, self.config.sample_frames, self.config.context)
@@ -184,4 +183,22 @@ def _unet(config: VDMConfig, codec: Codec) -> UNet2DConditionModel:
         cross_attention_dim=config.text_width,
         head_dim=config.head_dim,
         pooled_text=config.pooled_text,
+    )
+
+
+def _scheduler(config: VDMConfig) -> DDIMScheduler:
+    """The process of the configuration, or that of the image model that the UNet starts from."""
+    process = {
+        "num_train_timesteps": config.num_train_timesteps,
+        "beta_schedule": config.beta_schedule,
+        "prediction_type": config.prediction_type,
+    }
+    if config.pretrained is not None and (Path(config.pretrained) / "scheduler").is_dir():
+        found = DDIMScheduler.load_config(config.pretrained, subfolder="scheduler")
+        names = (*process, "beta_start", "beta_end", "rescale_betas_zero_snr")
+        process |= {name: found[name] for name in names if name in found}
+    return DDIMScheduler(
+        **process,
+        timestep_spacing="trailing",  # starts where the training noise ends
+        clip_sample=False,  # latents of unit variance leave [-1, 1]
     )

@@ -77,4 +77,5 @@ class VDMStage(Stage):
             error = error * strategy.diffusion.min_snr_weight(t, clean, config.snr_gamma)
         # Given frames are input, not output: they carry no loss.
         weight = (~known)[:, None, :, None, None].float().expand_as(error)
-        yield Loss("denoiser", (error * weight).sum() / weight.sum())
+        dims = (1, 2, 3, 4)  # clip by clip, so that the batch may be cut anywhere
+        yield Loss("denoiser", ((error * weight).sum(dims) / weight.sum(dims)).mean())
