@@ -1,0 +1,54 @@
+"""The README's Python blocks run as they stand, on a small model and small numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidgen import checkpoint
+from vidgen.strategies.vdm import VDM, VDMConfig
+from vidgen.video import Video
+from vidgen.video.export import write_folder
+from vidgen.video.synthetic import ShapesDataset
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model in runs/mine and clips in ~/clips."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = VDMConfig(
+        sample_frames=8,
+        sample_size=(16, 16),
+        words=("a", "circle", "left", "moves", "red", "up"),
+        widths=(16, 16),
+        head_dim=16,
+        text_width=16,
+        text_layers=1,
+        num_inference_steps=2,
+    )
+    checkpoint.save_strategy(checkpoint.build(VDM, config), tmp_path / "runs" / "mine")
+    write_folder(ShapesDataset(2, num_frames=20), tmp_path / "clips")
+    return tmp_path
+
+
+def test_sampling_block(place):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    code = BLOCKS[0].replace("10_000", "40")
+    scope = {"first": picture, "last": picture}
+    exec(compile(code, "README", "exec"), scope)
+    assert scope["result"].frames.shape == (4, 64, 16, 16, 3)
+    assert Video.load(place / "circle.mp4").num_frames == 64
+    assert Video.load(place / "long.mp4").num_frames == 40
+
+
+def test_training_block(place):
+    code = BLOCKS[1].replace("steps=5000", "steps=1, batch_size=1").replace("runs/mine", "runs/other")
+    exec(compile(code, "README", "exec"), {})
+    assert checkpoint.find_checkpoint("runs/other").is_dir()
