@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -95,9 +95,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     sampler = Sampler(strategy)
     sampler.set_progress_bar_config(disable=True)
     steps = config.num_inference_steps
-    few = max(3, args.repeats // 4)
-    row(f"one clip, {steps} steps, guided", lambda: sampler("", guidance_scale=3.0, seed=0), few)
-    row("64 frames, the same", lambda: sampler("", guidance_scale=3.0, seed=0, num_frames=64), few)
+    few, prompt = max(3, args.repeats // 4), batch.captions[0]
+    row(f"one clip, {steps} steps, guided", lambda: sampler(prompt, guidance_scale=3.0, seed=0), few)
+    row("64 frames, the same", lambda: sampler(prompt, guidance_scale=3.0, seed=0, num_frames=64), few)
     median = {name: r["seconds_median"] for name, r in rows.items()}
     return {
         "recipe": args.recipe,
