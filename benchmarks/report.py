@@ -1,0 +1,43 @@
+"""Puts the medians of ``results/`` into ``README.md`` as a table: ``python benchmarks/report.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MARK = "<!-- results -->\n"
+
+
+def load(name: str) -> dict:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
+def rows() -> list[tuple[str, str]]:
+    reading, imports, speed = load("clip_reading"), load("import_time"), load("vdm_speed_cpu")
+    found = [
+        (
+            f"{task.replace('_', ' ')}, {f['file']}: vidgen over a plain PyAV loop",
+            f[task]["vidgen_over_pyav_loop"],
+        )
+        for f in reading["files"]
+        for task in ("clips", "open_and_clip", "sequential")
+    ]
+    found += [(f"`{name}`", f"{row['seconds_median']:.3f} s") for name, row in imports["tasks"].items()]
+    found += [
+        (f"`vdm/tiny`: {name}", f"{row['seconds_median']:.3f} s") for name, row in speed["seconds"].items()
+    ]
+    found += [("`vdm/tiny`: video network over its 2D network alone", speed["video_over_2d"])]
+    return [(name, str(value)) for name, value in found]
+
+
+def main() -> None:
+    device = load("vdm_speed_cpu")["device"]
+    table = [f"On {device}:", "", "| what | median |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows())]
+    readme = HERE / "README.md"
+    head = readme.read_text().partition(MARK)[0]
+    readme.write_text(f"{head}{MARK}\n" + "\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()
