@@ -18,8 +18,7 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from diffusers import ModelMixin
 from torch import nn
 
 import vidgen
@@ -28,6 +27,7 @@ from vidgen import plugins
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, UnknownNameError
 from vidgen.strategy import Strategy
+from vidgen.weights import WEIGHTS, load_weights
 
 __all__ = [
     "FORMAT",
@@ -40,7 +40,6 @@ __all__ = [
 
 FORMAT = 1
 INDEX = "vidgen.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @contextmanager
@@ -169,30 +168,12 @@ def _load_component(folder: Path, kinds: tuple[type, ...], name: str | None) -> 
         )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder / 'config.json'} is missing; expected the configuration of a {name}.")
+    if not issubclass(kind, ModelMixin):  # a wrapper around another library's network keeps its own layout
+        wrapper: nn.Module = kind.from_pretrained(folder)
+        return wrapper
     module: nn.Module = kind.from_config(kind.load_config(folder))
-    _load_weights(module, folder / WEIGHTS)
+    load_weights(module, folder / WEIGHTS)
     return module
-
-
-def _load_weights(module: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        others = sorted(p.name for p in file.parent.glob("*"))
-        raise CheckpointError(
-            f"{file} is missing (found: {', '.join(others) or 'nothing'}). Expected weights in safetensors; "
-            "other formats are never loaded, since reading them can run code."
-        )
-    try:
-        weights = load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is not a safetensors file ({error}). It may be truncated, or a pickle under a false "
-            "name; it is not loaded."
-        ) from error
-    try:
-        # Copied into fresh parameters: bitwise equal outputs, whatever the file's alignment.
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit {type(module).__name__}: {error}") from error
 
 
 def _load_scheduler(folder: Path) -> Any:

@@ -21,6 +21,7 @@ from vidgen.diffusion import Denoiser, Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import NoiseKey, NoisePrior
 from vidgen.plans import Call, Plan, Slot
+from vidgen.shapes import Latents
 from vidgen.video.dataset import ClipBatch, ClipDataset
 
 __all__ = [
@@ -151,6 +152,9 @@ class Stage(ABC):
 
     name: ClassVar[str]
     components: ClassVar[tuple[str, ...]]
+    needs_pixels: ClassVar[bool] = True
+    """False where ``losses`` uses ``Strategy.latents(batch)`` and never ``batch.clip``: the trainer may
+    then hand it latents from a cache."""
 
     @abstractmethod
     def optimizers(self) -> tuple[OptimizerGroup, ...]:
@@ -296,6 +300,13 @@ class Strategy(ABC):
         The default runs the sampler's solver; a one-pass network (an adversarial level) overrides it.
         """
         return solve(self.denoiser(call), start, cond)
+
+    def latents(self, batch: ClipBatch) -> Latents:
+        """Return the codec's latents of a training batch, b c f h w, without gradients."""
+        if batch.latents is not None:
+            return batch.latents
+        with torch.no_grad():
+            return self.codec.encode(batch.clip)
 
     def batch_key(self, call: Call) -> tuple[Any, ...]:
         """Return what two calls must share to be answered in one batch."""

@@ -81,5 +81,6 @@ def micro_batches(batch: ClipBatch, size: int | None) -> Iterator[tuple[slice, C
     total = batch.clip.shape[0]
     for start in range(0, total, size or total):
         piece = slice(start, min(start + (size or total), total))
-        values = {f.name: getattr(batch, f.name)[piece] for f in dataclasses.fields(batch)}
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        values: dict[str, Any] = {k: None if v is None else v[piece] for k, v in fields.items()}
         yield piece, dataclasses.replace(batch, **values)

@@ -46,7 +46,11 @@ class ClipSample:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips of equal size, stacked; fields as in ``ClipSample``, ``frames`` as ``(b, f)``."""
+    """Clips of equal size, stacked; fields as in ``ClipSample``, ``frames`` as ``(b, f)``.
+
+    ``latents`` are the codec's, where a trainer has them at hand; ``clip`` may then hold no frames
+    (``b c 0 h w``), because no pixels were read.
+    """
 
     clip: Float[Tensor, "b c f h w"]
     captions: list[str]
@@ -55,6 +59,7 @@ class ClipBatch:
     index: Int64[Tensor, " b"]
     draw: Int64[Tensor, " b"]
     frames: Int64[Tensor, "b f"]
+    latents: Float[Tensor, "b lc lf lh lw"] | None = None
 
     def __len__(self) -> int:
         """Return the number of clips."""

@@ -48,6 +48,7 @@ class VDMStage(Stage):
 
     name: ClassVar[str] = "denoiser"
     components: ClassVar[tuple[str, ...]] = ("unet", "temporal", "text_encoder")
+    needs_pixels: ClassVar[bool] = False
 
     def __init__(
         self, strategy: Strategy, config: VDMConfig, network: VideoUNet, text_encoder: VocabularyEncoder
@@ -62,8 +63,7 @@ class VDMStage(Stage):
     def losses(self, batch: ClipBatch, step: TrainingStep) -> Iterator[Loss]:
         """Mean squared error of the prediction on the frames that are not given."""
         strategy, config = self.strategy, self.config
-        with torch.no_grad():
-            clean = strategy.codec.encode(batch.clip)
+        clean = strategy.latents(batch)
         t = strategy.diffusion.sample_timesteps(step.uniform("timestep")).to(clean.device)
         noise = step.noise(strategy.prior, clean)
         uniform = torch.stack([step.uniforms(i, "known", clean.shape[2] + 2) for i in range(len(batch))])
