@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.codecs.base import EncodedFrames, FrameCodec
+from vidgen.codecs.moments import Moments
 from vidgen.errors import InvalidArgumentError
 from vidgen.shapes import FrameBatch
 
@@ -86,21 +87,8 @@ def measure(clips: Iterable[Tensor]) -> tuple[float, float]:
     Raises:
         InvalidArgumentError: no clip, a pixel that is not finite, or all pixels equal.
     """
-    count, mean, spread = 0, 0.0, 0.0
+    moments = Moments()
     for clip in clips:
-        values = clip.double()
-        size, local = values.numel(), values.mean().item()
-        # Chan, Golub & LeVeque 1983, eq. 2.1: merge two sums of squared deviations.
-        spread += (values - local).square().sum().item()
-        spread += (local - mean) ** 2 * count * size / (count + size)
-        mean += (local - mean) * size / (count + size)
-        count += size
-    if not count:
-        raise InvalidArgumentError("no clips to measure: give at least one clip 'b c f h w'.")
-    std = math.sqrt(spread / count) if math.isfinite(spread) else math.nan
-    if not std > 0:
-        raise InvalidArgumentError(
-            f"the {count} pixels measured have mean {mean} and standard deviation {std}; both must "
-            "be finite and the deviation above 0. Look at the clips: are they blank or broken?"
-        )
+        moments.add(clip.reshape(1, -1))
+    (mean,), (std,) = moments.result()
     return mean, std
