@@ -132,7 +132,8 @@ class Toy(Strategy):
             else:
                 i = call.frames.index(slot[1])
                 known[0, i], clean[0, :, i] = True, canvas[slot]
-        words = sum(map(ord, request.prompt_at(min(frame for _, frame in call.emits)))) % 97 / 97
+        first = min(frame for _, frame in call.emits)
+        words = sum(map(ord, request.prompt_at(self.codec.frames_of_latent(first).start))) % 97 / 97
         return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words + other])})
 
     def denoiser(self, call):

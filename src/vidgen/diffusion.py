@@ -24,7 +24,7 @@ from vidgen.conditioning import Conditioning
 from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
 from vidgen.shapes import Latents
 
-__all__ = ["Denoiser", "Diffusion", "StepCallback", "scheduler_from_name"]
+__all__ = ["Denoiser", "Diffusion", "Source", "StepCallback", "scheduler_from_name"]
 
 Process = Literal["variance_preserving", "flow"]
 StepCallback = Callable[[int, Tensor, Latents], Latents]
@@ -251,11 +251,11 @@ class Diffusion:
             return capped * k.noise**2  # x_0 error = sigma times flow error
         return capped / (snr + 1)
 
-    def num_evaluations(self, num_inference_steps: int) -> int:
+    def num_evaluations(self, num_inference_steps: int, strength: float = 1.0) -> int:
         """Return how often the solver asks the denoiser (second-order solvers ask more than once a step)."""
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(self._checked_steps(num_inference_steps))
-        return len(scheduler.timesteps)
+        return len(scheduler.timesteps) - _skipped(scheduler, num_inference_steps, strength)
 
     def _checked_steps(self, count: int) -> int:
         least = 4 if type(self.scheduler).__name__ == "PNDMScheduler" else 1  # its Runge-Kutta start
@@ -289,6 +289,7 @@ class Diffusion:
         num_inference_steps: int,
         step_noise: Callable[[int], Latents],
         eta: float = 0.0,
+        source: Source | None = None,
         on_step: StepCallback | None = None,
     ) -> Latents:
         """Turn noise into latents.
@@ -301,15 +302,21 @@ class Diffusion:
             num_inference_steps: solver steps, at least 1.
             step_noise: the prior's noise for step ``i``; asked for by stochastic solvers only.
             eta: DDIM's share of fresh noise in [0, 1].
+            source: latents to start from or to keep in part.
             on_step: called after every step; what it returns replaces the latents.
         """
         scheduler = copy.deepcopy(self.scheduler)
         arguments = self._step_arguments(eta)
         scheduler.set_timesteps(self._checked_steps(num_inference_steps), device=start.device)
+        skipped = 0 if source is None else _skipped(scheduler, num_inference_steps, source.strength)
         x = start * getattr(scheduler, "init_noise_sigma", 1.0)
-        for i, t in enumerate(scheduler.timesteps):
-            if cond.replace:
-                x = _replace_known(scheduler, x, start, t, cond)
+        if source is not None and skipped:
+            if hasattr(scheduler, "set_begin_index"):  # those that count their steps
+                scheduler.set_begin_index(skipped)
+            x = _noised_to(scheduler, source.latents.to(x.dtype), start, scheduler.timesteps[skipped])
+        for i, t in enumerate(scheduler.timesteps[skipped:]):
+            for kept, clean in _kept(cond, source):
+                x = torch.where(kept, _noised_to(scheduler, clean.to(x.dtype), start, t), x)
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             prediction = denoise(scaled, t.expand(x.shape[0]), cond)
             if self._is_stochastic(eta):
@@ -317,7 +324,32 @@ class Diffusion:
             x = scheduler.step(prediction, t, x, **arguments, return_dict=False)[0]
             if on_step is not None:
                 x = on_step(i, t, x)
-        return _with_known(x, cond)
+        return _with_known(x, cond, source)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Latents that a solution starts from, or keeps in part.
+
+    Args:
+        latents: clean latents ``b c f h w``, the same shape as the start noise.
+        kept: ``b 1 f h w``, True where they stay as they are: overwritten by their noised selves before
+            every step (Lugmayr et al. 2022, RePaint, eq. 8, without its resampling); None keeps nothing.
+        strength: in (0, 1]: share of the steps that are taken, from the latents noised to where these begin
+            (Meng et al. 2022, SDEdit, algorithm 1); 1 starts from noise alone.
+    """
+
+    latents: Latents
+    kept: Tensor | None = None
+    strength: float = 1.0
+
+
+def _skipped(scheduler: Any, steps: int, strength: float) -> int:
+    """Return how many of the scheduler's timesteps ``strength`` leaves out, whole steps only."""
+    if not 0 < strength <= 1:
+        raise InvalidArgumentError(f"strength is {strength}; expected more than 0 and at most 1.")
+    taken = max(1, min(steps, int(steps * strength + 1e-6)))
+    return (steps - taken) * int(getattr(scheduler, "order", 1))
 
 
 def _same_schedule(one: Any, other: Any) -> bool:
@@ -325,19 +357,30 @@ def _same_schedule(one: Any, other: Any) -> bool:
     return a is not None and b is not None and a.shape == b.shape and torch.allclose(a, b)
 
 
-def _with_known(x: Latents, cond: Conditioning) -> Latents:
-    if cond.known is None or cond.clean is None:
-        return x
-    return torch.where(cond.known[:, None, :, None, None], cond.clean.to(x.dtype), x)
+def _with_known(x: Latents, cond: Conditioning, source: Source | None) -> Latents:
+    if cond.known is not None and cond.clean is not None:
+        x = torch.where(cond.known[:, None, :, None, None], cond.clean.to(x.dtype), x)
+    if source is not None and source.kept is not None:
+        x = torch.where(source.kept, source.latents.to(x.dtype), x)
+    return x
 
 
-def _replace_known(scheduler: Any, x: Latents, noise: Latents, t: Tensor, cond: Conditioning) -> Latents:
-    """Put the given frames, noised to ``t``, in their place (Video Diffusion Models sec. 3.1)."""
-    if cond.known is None or cond.clean is None:
-        return x
-    clean, steps = cond.clean.to(x.dtype), t.expand(x.shape[0])
+def _kept(cond: Conditioning, source: Source | None) -> list[tuple[Tensor, Tensor]]:
+    """Return (mask, latents) of what the solver itself holds in place at every step."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    if source is not None and source.kept is not None:
+        kept.append((source.kept, source.latents))
+    if cond.replace and cond.known is not None and cond.clean is not None:
+        # Video Diffusion Models sec. 3.1
+        kept.append((cond.known[:, None, :, None, None], cond.clean))
+    return kept
+
+
+def _noised_to(scheduler: Any, clean: Latents, noise: Latents, t: Tensor) -> Latents:
+    """Return ``clean`` noised to ``t``, in the scheduler's own scale."""
+    steps = t.expand(clean.shape[0])
     if hasattr(scheduler, "scale_noise"):  # the flow schedulers' name for add_noise
-        noised = scheduler.scale_noise(clean, steps, noise)
+        noised: Tensor = scheduler.scale_noise(clean, steps, noise)
     else:
         noised = scheduler.add_noise(clean, noise, steps)
-    return torch.where(cond.known[:, None, :, None, None], noised, x)
+    return noised

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +16,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from vidgen.codecs import Codec
-from vidgen.conditioning import Conditioning
+from vidgen.conditioning import Conditioning, TextEncoder
 from vidgen.diffusion import Denoiser, Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import NoiseKey, NoisePrior
 from vidgen.plans import Call, Plan, Slot
-from vidgen.shapes import Latents
+from vidgen.shapes import Latents, Tokens
 from vidgen.video.dataset import ClipBatch, ClipDataset
+from vidgen.weights import digest_of
 
 __all__ = [
     "Canvas",
@@ -63,6 +64,7 @@ class Request:
         fps: frames per second of the result.
         guidance_scale: 1 turns guidance off.
         options: the strategy's own options, an instance of its ``Options``.
+        prompt_embeds, negative_prompt_embeds: token embeddings ``n d`` that stand for the texts.
     """
 
     prompt: Prompt
@@ -74,6 +76,8 @@ class Request:
     fps: float
     guidance_scale: float
     options: Any = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
 
     def prompt_at(self, frame: int) -> str:
         """Return the text that holds at video frame ``frame``."""
@@ -81,6 +85,26 @@ class Request:
             return self.prompt
         starts = [start for start in sorted(self.prompt) if start <= frame]
         return self.prompt[starts[-1] if starts else min(self.prompt)]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that an encoder will be asked for."""
+        own = () if self.prompt_embeds is not None else self._prompts
+        return own if self.negative_prompt_embeds is not None else (*own, self.negative_prompt)
+
+    @property
+    def _prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt.values())
+
+    def settings(self) -> dict[str, Any]:
+        """Return the request in plain values; embeddings by their digest."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["options"] = asdict(self.options) if is_dataclass(self.options) else self.options  # type: ignore[arg-type]
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            tensor = values.pop(name)
+            if tensor is not None:
+                values[name] = digest_of(tensor)
+        return values
 
 
 @dataclass(frozen=True)
@@ -92,12 +116,14 @@ class OptimizerGroup:
         parameters: the trained parameters, in a fixed order.
         lr_scale: factor on the recipe's learning rate.
         weight_decay: overrides the recipe's where given.
+        betas: override the recipe's where given; adversarial stages often want ``(0.0, 0.9)``.
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
     weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +176,9 @@ class Stage(ABC):
     A later stage may use what an earlier one trained and never changes it: only ``components`` train.
     """
 
-    name: ClassVar[str]
-    components: ClassVar[tuple[str, ...]]
-    needs_pixels: ClassVar[bool] = True
+    name: str
+    components: tuple[str, ...]
+    needs_pixels: bool = True
     """False where ``losses`` uses ``Strategy.latents(batch)`` and never ``batch.clip``: the trainer may
     then hand it latents from a cache."""
 
@@ -206,6 +232,7 @@ class Strategy(ABC):
 
     Attributes:
         codec: the module called ``"codec"``.
+        text_encoder: the module called ``"text_encoder"``, where there is one.
     """
 
     name: ClassVar[str]
@@ -236,6 +263,8 @@ class Strategy(ABC):
         self.config = config
         self.modules = dict(modules)
         self.codec = codec
+        encoder = modules.get("text_encoder")
+        self.text_encoder = encoder if isinstance(encoder, TextEncoder) else None
         self.diffusion = Diffusion(scheduler)
         self.prior = prior
 
@@ -288,6 +317,37 @@ class Strategy(ABC):
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of training, in order."""
+
+    def tokens(self, call: Call, request: Request) -> tuple[Tokens, Tokens]:
+        """Return the embeddings of ``call``'s prompt and negative prompt, each ``1 n d``.
+
+        The prompt is the one that holds at the video frame where the call's first new slot begins.
+
+        Raises:
+            InvalidArgumentError: the strategy has no text encoder.
+        """
+        encoder, device = self.text_encoder, self.device
+        if encoder is None:
+            raise InvalidArgumentError(
+                f"strategy {self.name!r} has no component 'text_encoder', so it has no prompt embeddings. Give "
+                "it a TextEncoder of that name, or build its Conditioning without tokens."
+            )
+        first = min(frame for _, frame in call.emits) if call.emits else 0
+        text = request.prompt_at(self.codec.frames_of_latent(first).start)
+        found = [request.prompt_embeds, request.negative_prompt_embeds]
+        wanted = [t for t, given in zip((text, request.negative_prompt), found, strict=True) if given is None]
+        made = iter(encoder.encode(wanted).split(1) if wanted else ())
+        tokens, negative = (next(made) if given is None else given[None].to(device) for given in found)
+        return tokens, negative
+
+    def evaluations(self, call: Call, solver_evaluations: int) -> int:
+        """Return how often the network is asked in ``call``, without guidance.
+
+        ``solver_evaluations`` is what the solver needs; a strategy whose ``answer`` needs another number
+        says so here.
+        """
+        del call
+        return solver_evaluations
 
     def slot_shape(self, call: Call, request: Request) -> tuple[int, int, int]:
         """Return ``(c, h, w)`` of one slot of ``call``; by default the codec's latent."""

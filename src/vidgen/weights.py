@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidgen.errors import CheckpointError
 
-__all__ = ["WEIGHTS", "load_weights", "read_tensors", "weight_hash"]
+__all__ = ["WEIGHTS", "digest_of", "load_weights", "read_tensors", "weight_hash"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The name of a component's weights, as diffusers has it."""
@@ -62,3 +62,9 @@ def weight_hash(module: nn.Module) -> str:
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
+
+
+def digest_of(tensor: Tensor) -> str:
+    """Return a digest of all of a tensor's values, in float32."""
+    values = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()

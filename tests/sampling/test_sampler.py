@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from toy import toy
 from vidgen.errors import (
@@ -296,8 +297,10 @@ def test_pinned_pictures_come_back_and_steer(sampler):
     assert np.abs(out.frames[0, 1] - free.frames[0, 1]).max() > 0.01
     with pytest.raises(InvalidArgumentError, match="frame 13"):
         sampler("a", num_frames=13, pins={13: picture})
-    with pytest.raises(InvalidArgumentError, match="Resize"):
-        sampler("a", num_frames=13, pins={0: picture.resize((4, 4))})
+    wide = Image.fromarray(np.concatenate([np.asarray(picture), np.zeros((8, 6, 3), np.uint8)], 1))
+    cropped = sampler("a", seed=0, num_frames=13, pins={0: wide})  # scaled to cover, cropped to the centre
+    np.testing.assert_allclose(cropped.frames[0, 0, :, :5], 200 / 255, atol=1e-6)
+    np.testing.assert_allclose(cropped.frames[0, 0, :, 5:], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +326,34 @@ def test_pinned_pictures_come_back_and_steer(sampler):
         ({"guidance_scale": float("nan")}, InvalidArgumentError, "finite"),
         ({"scheduler": "PNDM"}, SchedulerError, "predicts 'sample'"),
         ({"pins": {0: torch.zeros(3, 8, 8, dtype=torch.uint8)}}, InvalidArgumentError, "floating point in"),
-        ({"pins": {0: torch.full((3, 8, 8), float("nan"))}}, InvalidArgumentError, "floating point in"),
+        ({"pins": {0: torch.full((3, 8, 8), float("nan"))}}, InvalidArgumentError, "from nan to nan"),
     ],
 )
 def test_bad_arguments_say_what_to_do(sampler, arguments, error, message):
     with pytest.raises(error, match=message):
         sampler(**{"prompt": "a", **arguments})
+
+
+def test_cost_is_said_before_and_measured_after(sampler, caplog):
+    arguments = {"prompt": ["a", "b"], "num_frames": 13, "guidance_scale": 3.0}
+    before = sampler.cost(**arguments)
+    assert (before.videos, before.calls, before.waves, before.seconds) == (2, 2, 2, None)
+    assert before.evaluations == 2 * 2 * 4 * 2  # videos, calls, steps, guidance
+    assert before.disk_bytes == 2 * 13 * 12 * 4 * 4 * 4  # 13 latents of 12 x 4 x 4 floats
+    with caplog.at_level("INFO", logger="vidgen"):
+        sampler(**arguments, seed=0)
+    assert "2 video(s) x 2 call(s) in 2 wave(s): 32 network evaluations, 20 kB if kept" in caplog.text
+    after = sampler.cost(**arguments)
+    assert 0 < after.seconds < 60
+    assert sampler.cost(**{**arguments, "prompt": ["a"]}).seconds == pytest.approx(after.seconds / 2)
+    assert sampler.cost(num_frames=4).seconds is None  # shorter calls were not measured
+
+
+def test_disk_cost_is_what_the_work_folder_holds(sampler, tmp_path):
+    expected = sampler.cost(prompt="a", num_frames=20, plan=tree(20, 5)).disk_bytes
+    sampler("a", seed=0, num_frames=20, plan=tree(20, 5), work=tmp_path)
+    held = sum(len(load_file(file)["latents"].flatten()) for file in tmp_path.glob("video-*/*.safetensors"))
+    assert 4 * held == expected
 
 
 def test_settings_are_json(sampler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
-from vidgen.video.clips import ClipDataset, ClipSample, collate, split
+from vidgen.video.clips import ClipDataset, ClipSample, ClipSubset, collate, split
 from vidgen.video.dataset import DataConfig, open_dataset, summarize
 from vidgen.video.scene import MOTIONS
 from vidgen.video.shapes_clips import ShapesClips
@@ -225,3 +226,48 @@ def test_texts_are_all_captions_a_clip_can_have() -> None:
                 assert caption in texts or "longer" in name
                 assert set(caption.split()) <= words
                 assert len(caption.split()) <= longest
+
+
+def test_locate_says_what_read_will_return() -> None:
+    story = ShapesStory(3, num_frames=200, size=16, seed=1)
+    for clips in (ShapesClips(SOURCE, 6, 3, flip=True), ShapesClips(story, clip_length=16, seed=2)):
+        for part in (clips, ClipSubset(clips, [2, 1])):
+            for index in range(len(part))[:2]:
+                for draw in range(12):
+                    view, sample = part.locate(index, draw), part.read(index, draw)
+                    assert view.size == sample.clip.shape[2:]
+                    told = {**vars(view), "clip": sample.clip}
+                    del told["size"]
+                    assert told == vars(sample)
+    assert Numbers("ab", set()).locate(0, 0) is None
+    assert Numbers("ab", set())[0].content is None
+
+
+def test_equal_content_means_equal_frames_and_a_mirrored_clip_has_its_own() -> None:
+    clips = ShapesClips(SOURCE, clip_length=60, flip=True)
+    seen: dict[tuple[str | None, int], torch.Tensor] = {}
+    contents: dict[int, set[str | None]] = {}
+    again = 0
+    for index in range(6):
+        for draw in range(10):
+            sample = clips[index, draw]
+            contents.setdefault(index, set()).add(sample.content)
+            for position, frame in enumerate(sample.frames):
+                key = sample.content, frame
+                again += key in seen
+                assert torch.equal(seen.setdefault(key, sample.clip[:, position]), sample.clip[:, position])
+    assert again > 1000
+    assert max(len(names) for names in contents.values()) == 2
+    assert len(set().union(*contents.values())) == sum(len(names) for names in contents.values())
+    larger = ShapesClips(ShapesDataset(24, num_frames=100, size=48, objects=(1, 2), seed=7), 60)
+    assert larger[0].content not in contents[0]
+
+
+def test_a_batch_of_latents_has_frame_numbers_and_no_frames() -> None:
+    sample = ShapesClips(SOURCE, clip_length=4)[0]
+    batch = collate([replace(sample, clip=sample.clip[:, :0])] * 2)
+    latents = torch.zeros(2, 8, 4, 4, 4)
+    moved = replace(batch, latents=latents).to("meta")
+    assert (batch.clip.shape, batch.frames.shape) == ((2, 3, 0, 32, 32), (2, 4))
+    assert moved.latents is not None
+    assert moved.latents.device.type == "meta"

@@ -445,3 +445,58 @@ def test_a_link_back_to_the_folder_is_followed_once(tmp_path: Path) -> None:
     write_folder(ShapesDataset(2, num_frames=8, size=16), tmp_path / "clips")
     (tmp_path / "clips" / "loop").symlink_to(tmp_path / "clips", target_is_directory=True)
     assert len(find_videos(tmp_path / "clips")) == 2
+
+
+@pytest.mark.parametrize(
+    "view",
+    [{}, {"stride": 3}, {"fps": 3.0}, {"size": (24, 40), "crop": "none", "flip": True}, {"crop": "random"}],
+)
+def test_locate_says_what_read_will_return_without_opening_a_file(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch, view: dict
+) -> None:
+    data = VideoFolder(shapes, clip_length=4, progress=False, **view)
+    keys = [(index, draw) for index in range(5) for draw in range(3)]
+    samples = [data.read(*key) for key in keys]
+    monkeypatch.setattr(folder_module, "VideoReader", None)
+    for key, sample in zip(keys, samples, strict=True):
+        told = {**vars(data.locate(*key)), "clip": sample.clip}
+        assert told.pop("size") == sample.clip.shape[2:]
+        assert told == vars(sample)
+
+
+def test_content_names_what_the_pixels_are_made_of(shapes: Path, copy: Path) -> None:
+    """One name for the same pixels, another for others, none for random crops."""
+
+    def content(root: Path = shapes, index: int = 0, **view) -> str | None:
+        return VideoFolder(root, clip_length=4, progress=False, **view).locate(index, 0).content
+
+    (copy / "00000.mp4").rename(copy / "00009.mp4")
+    same = [content(), content(copy, 4), content(seed=5), content(stride=2), content(fps=4.0)]
+    assert len(set(same)) == 1
+    assert content(crop="random") == content()  # 64 x 64 videos at 64 x 64: no room to move
+    assert content(size=(32, 48), crop="random") is None
+    sizes = (32, (32, 48), (63, 64))
+    others = [content(index=1), *(content(size=size) for size in sizes)]
+    others += [content(size=size, crop="none") for size in sizes[1:]]
+    assert len({*others, content()}) == 7
+    assert None not in others
+
+
+def test_both_sides_of_a_mirrored_video_have_a_content_each(shapes: Path) -> None:
+    data = VideoFolder(shapes, clip_length=40, flip=True, captions="none", progress=False)
+    sides = {sample.content: sample.clip for sample in (data[0, draw] for draw in range(12))}
+    one, other = sides.values()
+    assert torch.equal(one, other.flip(-1))
+
+
+def test_a_file_that_changes_while_it_is_in_use_has_no_content(copy: Path) -> None:
+    data = VideoFolder(copy, clip_length=40, captions="none", progress=False)
+    name = data[0].content
+    assert name is not None
+    (copy / "00000.mp4").touch()
+    assert data[0].content == name
+    other = write_folder(ShapesDataset(1, num_frames=40, seed=12), copy.parent / "other")
+    shutil.copy(other / "00000.mp4", copy / "00000.mp4")
+    assert data[0].content is None
+    assert data[1].content is not None
+    assert data.locate(0, 0).content == name  # what was found under this name before is still right

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from vidgen import config as configs
@@ -20,35 +17,15 @@ from vidgen.devices import best_device
 from vidgen.diffusion import Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import seeds_from
-from vidgen.plans import Plan
-from vidgen.strategy import Canvas, Defaults, Prompt, Request, Strategy
+from vidgen.plans import Call, Plan
+from vidgen.sampling.cost import Cost, Pace
+from vidgen.sampling.decoding import spans
+from vidgen.sampling.given import Given, Picture, Pictures, clip_of_size
+from vidgen.sampling.given import resolve as resolve_given
+from vidgen.strategy import Defaults, Prompt, Request, Strategy
+from vidgen.weights import digest_of
 
-__all__ = ["Arguments", "Cost", "Generation", "Picture"]
-
-Picture = Image.Image | np.ndarray[Any, Any] | Tensor
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a generation will cost, known before it starts.
-
-    Args:
-        videos: how many videos.
-        calls: calls of the plan, for each video.
-        waves: how many of them must wait for each other (the plan's critical path).
-        evaluations: network evaluations over all videos, guidance counted twice.
-    """
-
-    videos: int
-    calls: int
-    waves: int
-    evaluations: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.videos} video(s) x {self.calls} call(s) in {self.waves} wave(s): "
-            f"{self.evaluations} network evaluations"
-        )
+__all__ = ["Arguments", "Generation"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +38,9 @@ class Generation:
         targets: the video frames to deliver, ascending.
         diffusion: the solver.
         num_inference_steps, eta: its arguments.
-        pins: latents of given pictures, by slot; the same for every video.
+        given: latents of what is given; the same for every video.
         latents: start noise, ``b c f h w``, or None.
+        disk_bytes: what a work folder would hold.
     """
 
     requests: tuple[Request, ...]
@@ -71,21 +49,28 @@ class Generation:
     diffusion: Diffusion
     num_inference_steps: int
     eta: float
-    pins: Canvas
+    given: Given
     latents: Tensor | None
+    disk_bytes: int
+    evaluations: int
 
     @property
-    def steps_per_call(self) -> int:
-        """Solver steps of one call."""
-        return self.diffusion.num_evaluations(self.num_inference_steps)
+    def guided(self) -> int:
+        """Network evaluations of one step: 2 under guidance."""
+        return 2 if self.requests[0].guidance_scale != 1 else 1
 
     @property
-    def cost(self) -> Cost:
-        """What it will cost."""
-        videos, calls = len(self.requests), self.plan.num_calls
-        guided = 2 if self.requests[0].guidance_scale != 1 else 1
-        evaluations = videos * calls * self.steps_per_call * guided
-        return Cost(videos, calls, self.plan.critical_path, evaluations)
+    def kind(self) -> tuple[Any, ...]:
+        """What makes the network evaluations of two generations take the same time."""
+        request, longest = self.requests[0], max((len(c.frames) for c in self.plan.calls), default=0)
+        return (request.height, request.width, longest)
+
+    def cost(self, pace: Pace) -> Cost:
+        """Return what it will cost, in time too where ``pace`` has measured its kind."""
+        evaluations = self.evaluations * self.guided
+        seconds = pace.expected(self.kind, evaluations)
+        videos, waves = len(self.requests), self.plan.critical_path
+        return Cost(videos, self.plan.num_calls, waves, evaluations, self.disk_bytes, seconds)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the pixels besides requests and plan, as plain values."""
@@ -95,7 +80,10 @@ class Generation:
             "scheduler_config": dict(scheduler.config),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
-            "pins": {f"{level}/{i}": digest_of(x) for (level, i), x in sorted(self.pins.items())},
+            "pins": {f"{level}/{i}": digest_of(x) for (level, i), x in sorted(self.given.pins.items())},
+            "source": None if self.given.source is None else digest_of(self.given.source),
+            "kept": None if self.given.kept is None else digest_of(self.given.kept),
+            "strength": self.given.strength,
             "latents": None if self.latents is None else digest_of(self.latents),
         }
 
@@ -109,14 +97,14 @@ class Generation:
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
         }
-        return tuple({**common, **dataclasses.asdict(request)} for request in self.requests)
+        return tuple({**common, **request.settings()} for request in self.requests)
 
 
 @dataclass(frozen=True)
 class Arguments:
     """A generation as it was asked for; see ``Sampler.__call__`` for every field."""
 
-    prompt: Prompt | Sequence[Prompt] = ""
+    prompt: Prompt | int | Sequence[Prompt | int] = ""
     negative_prompt: str | Sequence[str] = ""
     num_frames: int | None = None
     height: int | None = None
@@ -128,8 +116,15 @@ class Arguments:
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     seed: int | None = None
     latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
     frames: Iterable[int] | None = None
     plan: Plan | None = None
+    image: Picture | None = None
+    last_image: Picture | None = None
+    video: Any = None
+    mask: Any = None
+    strength: float | None = None
     pins: Mapping[int, Picture] | None = None
     scheduler: Any = None
     eta: float = 0.0
@@ -141,62 +136,106 @@ class Arguments:
         Raises:
             InvalidArgumentError, PlanError, SchedulerError, UnknownNameError: an argument does not fit.
         """
-        if strategy.codec.time_factor != 1:
-            raise InvalidArgumentError(
-                f"the codec of {strategy.name!r} compresses time by {strategy.codec.time_factor}; the sampler "
-                "decodes frame by frame. Use a codec with time_factor 1."
-            )
         diffusion = strategy.diffusion
         if self.scheduler is not None:
             diffusion = diffusion.exchange(self.scheduler)
-        requests = self._requests(strategy)
+        size = self._size(strategy.defaults)
+        strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
+        pictures = self._pictures(size)
+        requests = self._requests(strategy, size, None if pictures.video is None else pictures.video.shape[1])
         first = requests[0]
         plan = self._plan(strategy, first.num_frames)
-        pins = self._pins(strategy, first, plan.levels[-1].name)
-        if pins:
-            plan = plan.with_pins(pins)
+        given = resolve_given(pictures, strategy, first, plan.video.name)
+        if given.pins:
+            plan = plan.with_pins(given.pins)
             strategy.accepts(plan)
         targets = self._targets(first.num_frames)
-        wanted = {strategy.codec.latent_of_frame(frame) for frame in targets}
+        streams = spans(strategy.codec, targets)
+        wanted = {latent for span in streams for latent in range(span.begin, span.last + 1)}
         if len(wanted) < plan.num_frames:
             plan = plan.subplan(wanted)
         steps = self.num_inference_steps
+        steps = strategy.defaults.num_inference_steps if steps is None else steps
         return Generation(
-            requests,
-            plan,
-            targets,
-            diffusion,
-            strategy.defaults.num_inference_steps if steps is None else steps,
-            self.eta,
-            pins,
-            self._latents(strategy, first, len(requests)),
+            requests=requests,
+            plan=plan,
+            targets=targets,
+            diffusion=diffusion,
+            num_inference_steps=steps,
+            eta=self.eta,
+            given=given,
+            latents=self._latents(strategy, first, len(requests)),
+            disk_bytes=len(requests) * sum(4 * _kept_values(strategy, plan, c, first) for c in plan.calls),
+            evaluations=len(requests) * _evaluations(strategy, plan, diffusion, steps, given),
         )
 
-    def _requests(self, strategy: Strategy) -> tuple[Request, ...]:
+    def _pictures(self, size: tuple[int, int]) -> Pictures:
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Pictures)}
+        if self.video is not None:
+            own["video"] = clip_of_size(self.video, size)
+        return Pictures(**own)
+
+    def _requests(
+        self, strategy: Strategy, size: tuple[int, int], video_frames: int | None
+    ) -> tuple[Request, ...]:
         defaults = strategy.defaults
-        prompts = self._prompts()
+        embeds = self._embeds(strategy)
+        prompts = self._prompts(len(embeds))
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
-        options: Any = self._options(strategy)
-        size = self._size(defaults)
-        strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
         scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
         if not math.isfinite(scale):
             raise InvalidArgumentError(f"guidance_scale is {scale}; expected a finite number.")
-        if prompts == negatives:
+        if prompts == negatives and not embeds:
             scale = 1.0  # both branches are the same: guidance would cost double and change nothing
         shared: dict[str, Any] = {
-            "num_frames": _positive("num_frames", self.num_frames, defaults.num_frames),
+            "num_frames": _positive("num_frames", self.num_frames, video_frames or defaults.num_frames),
             "height": size[0],
             "width": size[1],
             "fps": float(_positive("fps", self.fps, defaults.fps)),
             "guidance_scale": float(scale),
-            "options": options,
+            "options": self._options(strategy),
         }
-        return tuple(
-            Request(prompt=prompt, negative_prompt=negative, seed=seed, **shared)
-            for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
+        rows = embeds or [{}] * len(prompts)
+        requests = tuple(
+            Request(prompt=prompt, negative_prompt=negative, seed=seed, **row, **shared)
+            for prompt, negative, seed, row in zip(prompts, negatives, seeds, rows, strict=True)
         )
+        if strategy.text_encoder is not None:
+            # All of them now, and not after hours when their frame comes.
+            strategy.text_encoder.check(sorted({text for request in requests for text in request.texts}))
+        return requests
+
+    def _embeds(self, strategy: Strategy) -> list[dict[str, Tensor]]:
+        """Return the given prompt embeddings, one mapping per video; none are none."""
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if not given:
+            return []
+        encoder = strategy.text_encoder
+        if encoder is None:
+            raise InvalidArgumentError(
+                f"{' and '.join(given)} given; strategy {strategy.name!r} has no text encoder to stand in for."
+            )
+        if self.prompt_embeds is None or self.prompt:
+            raise InvalidArgumentError(
+                "negative_prompt_embeds go with prompt_embeds, and prompt_embeds without a prompt; "
+                f"prompt={self.prompt!r} was given. Give either texts or embeddings."
+            )
+        for name, tensor in given.items():
+            if tensor.ndim != 3 or tensor.shape[2] != encoder.width:
+                raise InvalidArgumentError(
+                    f"{name} have shape {tuple(tensor.shape)}; expected (b, n, {encoder.width}), as "
+                    "strategy.text_encoder.encode gives."
+                )
+        _check_like(given, encoder.encode([""]).shape[1] if len(given) == 1 else None)
+        count = len(self.prompt_embeds)
+        rows = {name: tensor.expand(count, -1, -1) for name, tensor in given.items()}
+        return [
+            {name: tensor[i].float().cpu() for name, tensor in rows.items()}
+            for i in range(count)
+            for _ in range(self.num_videos_per_prompt)
+        ]
 
     def _options(self, strategy: Strategy) -> Any:
         own = {f.name for f in dataclasses.fields(strategy.Options)}
@@ -210,9 +249,13 @@ class Arguments:
         height = _positive("height", self.height, defaults.height)
         return int(height), int(_positive("width", self.width, defaults.width))
 
-    def _prompts(self) -> list[Prompt]:
+    def _prompts(self, embedded: int) -> list[Prompt]:
+        """Return one prompt per video; ``embedded`` of them are empty, standing beside embeddings."""
+        if embedded:
+            return [""] * embedded
         many = isinstance(self.prompt, Sequence) and not isinstance(self.prompt, str)
-        prompts: list[Any] = list(self.prompt) if many else [self.prompt]
+        prompts: list[Any] = list(self.prompt) if many else [self.prompt]  # type: ignore[arg-type]
+        prompts = [str(prompt) if isinstance(prompt, int) else prompt for prompt in prompts]  # a class label
         if not prompts or self.num_videos_per_prompt < 1:
             raise InvalidArgumentError(
                 f"{len(prompts)} prompt(s) and num_videos_per_prompt={self.num_videos_per_prompt} ask for no "
@@ -265,18 +308,6 @@ class Arguments:
             )
         return targets
 
-    def _pins(self, strategy: Strategy, request: Request, level: str) -> Canvas:
-        pins = Canvas()
-        for frame, picture in (self.pins or {}).items():
-            if not 0 <= frame < request.num_frames:
-                raise InvalidArgumentError(
-                    f"pins gives a picture for frame {frame}; expected frames in 0..{request.num_frames - 1}."
-                )
-            pixels = _pixels(picture, frame, (request.height, request.width)).to(strategy.device)
-            latents = strategy.codec.encode(pixels[None, :, None])
-            pins[level, frame] = latents[0, :, 0].float().cpu()
-        return pins
-
     def _latents(self, strategy: Strategy, request: Request, count: int) -> Tensor | None:
         if self.latents is None:
             return None
@@ -298,12 +329,6 @@ def _of_first_process(seeds: list[int]) -> list[int]:
     return [int(seed) for seed in shared]
 
 
-def digest_of(tensor: Tensor) -> str:
-    """Return a digest of all of a tensor's values."""
-    values = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
-    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
-
-
 def _positive(name: str, value: float | None, default: float) -> Any:
     value = default if value is None else value
     if value <= 0:
@@ -315,26 +340,28 @@ def _span(frames: Sequence[int]) -> str:
     return f"{frames[0]}..{frames[-1]}" if frames else "no frame"
 
 
-def _pixels(picture: Picture, frame: int, size: tuple[int, int]) -> Tensor:
-    """Return ``picture`` as pixels c h w in [-1, 1]."""
-    if isinstance(picture, Tensor):
-        pixels = picture.float()
-        if not picture.is_floating_point() or not (pixels.abs() <= 1).all():
-            raise InvalidArgumentError(
-                f"the picture for frame {frame} is a tensor of {picture.dtype} with values outside [-1, 1]; "
-                "expected floating point in [-1, 1], or a uint8 array (h, w, 3)."
-            )
-    else:
-        array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
-        if array.dtype != np.uint8 or array.ndim != 3:
-            raise InvalidArgumentError(
-                f"the picture for frame {frame} is an array of {array.dtype} {array.shape}; expected uint8 "
-                "(h, w, 3)."
-            )
-        pixels = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 127.5 - 1
-    if tuple(pixels.shape) != (3, *size):
+def _kept_values(strategy: Strategy, plan: Plan, call: Call, request: Request) -> int:
+    return len(plan.kept(call)) * math.prod(strategy.slot_shape(call, request))
+
+
+def _evaluations(strategy: Strategy, plan: Plan, diffusion: Diffusion, steps: int, given: Given) -> int:
+    """Return the network evaluations of the whole plan for one video, without guidance."""
+    full = diffusion.num_evaluations(steps)
+    shortened = diffusion.num_evaluations(steps, given.strength)
+    return sum(
+        strategy.evaluations(call, shortened if call.level == plan.video.name else full) for call in plan.calls
+    )
+
+
+def _check_like(embeds: Mapping[str, Tensor], own_tokens: int | None) -> None:
+    """Both guidance branches share one batch: their embeddings need the same number of tokens."""
+    counts = {name: tensor.shape[1] for name, tensor in embeds.items()}
+    if own_tokens is not None:
+        counts["the encoder's own"] = own_tokens
+    batches = {tensor.shape[0] for tensor in embeds.values()} - {1, len(embeds["prompt_embeds"])}
+    if len(set(counts.values())) > 1 or batches:
         raise InvalidArgumentError(
-            f"the picture for frame {frame} has shape {tuple(pixels.shape)}; expected (3, {size[0]}, "
-            f"{size[1]}), the size of the video. Resize it."
+            f"prompt embeddings disagree: tokens per prompt {counts}, prompts "
+            f"{ {name: len(tensor) for name, tensor in embeds.items()} }. Give both the same number of tokens, "
+            "and one negative or one for each prompt."
         )
-    return pixels

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.conditioning import Conditioning
-from vidgen.diffusion import Denoiser
+from vidgen.diffusion import Denoiser, Source
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoiseKey
 from vidgen.plans import Call, Slot
@@ -47,7 +47,7 @@ class Engine:
         work: where finished calls are kept.
 
     Attributes:
-        released: video frames before this one are delivered and need not stay.
+        released: latents of the video before this one are delivered and need not stay.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Engine:
         self.plan, self.requests = generation.plan, generation.requests
         self.batch_size = batch_size or len(self.requests)
         self.stream, self.on_step, self.work = stream, on_step, work
-        self.canvases = [Canvas(generation.pins) for _ in self.requests]
+        self.canvases = [Canvas(generation.given.pins) for _ in self.requests]
         self.released = 0
         self._wanted = frozenset(self.plan.frames)
         self._pending = Counter(slot for call in self.plan.calls for slot in call.given)
@@ -143,8 +143,10 @@ class Engine:
         ]
         cond = Conditioning.collate(conds).to(device)
         start = self._noise(batch, "start").to(device)
+        source, solved = self._source(batch[0].call, len(batch)), []
 
         def solve(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
+            solved.append(True)
             return self.generation.diffusion.solve(
                 denoise,
                 start,
@@ -152,14 +154,32 @@ class Engine:
                 num_inference_steps=self.generation.num_inference_steps,
                 step_noise=lambda i: self._noise(batch, f"step-{i}").to(device),
                 eta=self.generation.eta,
+                source=source,
                 on_step=None if self.on_step is None else partial(self.on_step, batch),
             )
 
         latents = strategy.answer(batch[0].call, solve, start, cond).float().cpu()
+        if source is not None and not solved:
+            raise InvalidArgumentError(
+                f"{strategy.name!r} answers call {batch[0].call.id!r} in one pass, without a solver; "
+                "strength and masks of pixels need its steps. Give whole frames (pins, a mask of frames)."
+            )
         return [
             torch.stack([clip[:, job.call.frames.index(frame)] for _, frame in self.plan.kept(job.call)], 1)
             for job, clip in zip(batch, latents, strict=True)
         ]
+
+    def _source(self, call: Call, videos: int) -> Source | None:
+        """Return what the solver starts from or keeps in ``call``: the given video's latents of its frames."""
+        given = self.generation.given
+        if given.source is None or call.level != self.video_level:
+            return None
+        # A call may reach past the end of the video: there the last frame goes on.
+        frames = [min(frame, given.source.shape[1] - 1) for frame in call.frames]
+        latents = given.source[:, frames].expand(videos, -1, -1, -1, -1)
+        kept = None if given.kept is None else given.kept[frames].expand(videos, 1, -1, -1, -1)
+        device = self.strategy.device
+        return Source(latents.to(device), None if kept is None else kept.to(device), given.strength)
 
     def _noise(self, batch: list[Job], stream: str) -> Tensor:
         """Return noise ``b c f h w`` keyed by (seed, stream, level, absolute frame)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,8 +17,11 @@ from tqdm import tqdm
 from vidgen import checkpoint
 from vidgen.errors import GenerationInterruptedError, UnknownNameError
 from vidgen.plans import Plan
-from vidgen.sampling.arguments import Arguments, Cost, Generation, Picture
+from vidgen.sampling.arguments import Arguments, Generation
+from vidgen.sampling.cost import Cost, Pace
+from vidgen.sampling.decoding import Delivery, latents_of
 from vidgen.sampling.engine import Engine, Job
+from vidgen.sampling.given import Picture
 from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, formatted, output_paths
 from vidgen.sampling.work import WorkFolder, fingerprint
 from vidgen.strategy import Prompt, Strategy
@@ -28,7 +32,6 @@ logger = logging.getLogger("vidgen")
 
 Callback = Callable[["Sampler", int, Tensor, dict[str, Any]], Mapping[str, Any] | None]
 _CALLBACK_INPUTS = ("latents", "call")
-_DECODE_FRAMES = 16  # latents decoded at a time: bounds memory, never changes pixels
 
 
 class Sampler:
@@ -49,6 +52,8 @@ class Sampler:
         self.strategy = strategy
         self.interrupt = False
         self._progress: dict[str, Any] = {}
+        self._pace = Pace()
+        self._evaluated = 0  # a hidden progress bar does not count
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
         """Move the strategy; returns the sampler itself."""
@@ -72,12 +77,12 @@ class Sampler:
         names = {f.name for f in fields(Arguments)}
         options = {name: value for name, value in arguments.items() if name not in names}
         own = {name: value for name, value in arguments.items() if name in names}
-        return Arguments(**own, options=options).resolve(self.strategy).cost
+        return Arguments(**own, options=options).resolve(self.strategy).cost(self._pace)
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: Prompt | Sequence[Prompt] = "",
+        prompt: Prompt | int | Sequence[Prompt | int] = "",
         *,
         negative_prompt: str | Sequence[str] = "",
         num_frames: int | None = None,
@@ -90,12 +95,19 @@ class Sampler:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         frames: Iterable[int] | None = None,
         plan: Plan | None = None,
+        image: Picture | None = None,
+        last_image: Picture | None = None,
+        video: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         pins: Mapping[int, Picture] | None = None,
         scheduler: Any = None,
         eta: float = 0.0,
@@ -107,7 +119,8 @@ class Sampler:
         """Generate videos.
 
         Args:
-            prompt: a text, a mapping ``{first frame: text}``, or a list of either, one per video.
+            prompt: a text, a mapping ``{first frame: text}``, or a list of either, one per video; for a
+                class-conditional model the class's name or number.
             negative_prompt: what guidance moves away from; ``""`` is the unconditional prompt.
             num_frames, height, width, fps: of the video; by default what the strategy was trained on.
             num_inference_steps: solver steps of every call.
@@ -116,6 +129,9 @@ class Sampler:
             generator: a torch generator, read once per video for its seed, or one per video.
             seed: the short form: the same as a fresh generator seeded with it.
             latents: start noise of the whole video (b c f h w), instead of the prior's.
+            prompt_embeds: token embeddings (b n d) that stand for the prompts, as the strategy's
+                ``text_encoder.encode`` gives them.
+            negative_prompt_embeds: the same for the negative prompts; one, or one per prompt.
             output_type: ``"np"``, ``"pt"``, ``"pil"`` or ``"latent"``.
             return_dict: False returns ``(frames,)``.
             callback_on_step_end: ``callback(sampler, step, t, {"latents": ...})`` after every solver step
@@ -125,7 +141,17 @@ class Sampler:
             frames: render only these frames of the video (a range, say), at the cost of the calls that
                 they depend on; they agree with the same frames of the whole video.
             plan: another plan over latent frames, if the strategy accepts it.
-            pins: given pictures, ``{frame: picture}``: PIL, uint8 (h w c), or tensor (c h w) in [-1, 1].
+            image: a picture that is the first frame: PIL, uint8 (h w c) or a tensor (c h w) in [-1, 1], of any
+                size: it is scaled to cover the video's and cropped to its centre.
+            last_image: the same for the last frame.
+            video: a given video (a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w). As long
+                as the result and without a mask it is made anew with ``strength``; a shorter one is
+                continued.
+            mask: what of ``video`` is made anew: True or white, per frame (f) or per pixel (f h w). Whole
+                frames that stay are conditions of the strategy; pixels that stay are held at every step.
+            strength: in (0, 1]: share of the solver's steps taken from the noised ``video``; 1 starts from
+                noise. By default 0.8 for a whole video without a mask.
+            pins: given pictures in general, ``{frame: picture}``.
             scheduler: another diffusers scheduler of the same process, or its name.
             eta: share of fresh noise in every DDIM step, in [0, 1].
             batch_size: most (call, video) pairs answered at once; the result does not depend on it.
@@ -145,10 +171,9 @@ class Sampler:
         if output_type not in OUTPUT_TYPES:
             raise UnknownNameError("output_type", output_type, OUTPUT_TYPES)
         generation = arguments.resolve(self.strategy)
-        logger.info("%s", generation.cost)
+        logger.info("%s", generation.cost(self._pace))
         self.interrupt = False
-        steps = generation.cost.videos * generation.plan.num_calls * generation.steps_per_call
-        with self.progress_bar(steps) as bar:
+        with self.progress_bar(generation.evaluations) as bar:
             hook = self._hook(bar, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs))
             engine = Engine(
                 self.strategy,
@@ -159,7 +184,10 @@ class Sampler:
                 work=self._work(work, generation),
             )
             run = _Run(engine, generation, self.strategy)
+            began, self._evaluated = time.perf_counter(), 0
             result = run.collect(output_type) if out is None else run.write(out)
+            seconds = time.perf_counter() - began
+            self._pace.measured(generation.kind, seconds, self._evaluated * generation.guided)
         return result if return_dict else (result.frames,)
 
     def _hook(self, bar: Any, callback: Callback | None, names: tuple[str, ...]) -> Any:
@@ -169,6 +197,7 @@ class Sampler:
 
         def hook(jobs: list[Job], step: int, t: Tensor, latents: Tensor) -> Tensor:
             bar.update(len(jobs))
+            self._evaluated += len(jobs)
             if callback is not None:
                 inputs = {"latents": latents, "call": jobs[0].call}
                 answer = callback(self, step, t, {name: inputs[name] for name in names}) or {}
@@ -201,59 +230,42 @@ class _Run:
             pass
         level, targets = self.engine.video_level, self.generation.targets
         if output_type == "latent":
-            slots = tuple((level, i) for i in self._latents_of(targets))
+            slots = tuple((level, i) for i in latents_of(self.strategy.codec, targets))
             frames: Any = torch.stack([canvas.stack(slots) for canvas in self.engine.canvases])
         else:
-            count = len(self.engine.canvases)
-            clips = [torch.cat(list(self._pixels(i, targets)), 1) for i in range(count)]
+            clips = [torch.cat(list(delivery.ready()), 1) for delivery in self._deliveries()]
             frames = formatted(clips, output_type)
         return self._output(frames, (), output_type)
 
     def write(self, out: str | Path) -> SamplerOutput:
         """Run to the end, writing frames as they are finished."""
-        requests, targets = self.generation.requests, list(self.generation.targets)
+        requests = self.generation.requests
         paths = output_paths(out, len(requests))
         lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
         metadata = self.generation.metadata(self.strategy)
+        deliveries = self._deliveries()
         # With several processes the first one writes.
         with FileSink(paths if lead else (), requests[0].fps, metadata) as files:
-            self._deliver(targets, files)  # what is pinned needs no call
+            self._deliver(deliveries, files)  # what is pinned needs no call
             for _ in self.engine.run():
-                self._deliver(targets, files)
+                self._deliver(deliveries, files)
         return self._output(None, paths, "np")
 
-    def _deliver(self, targets: list[int], files: FileSink) -> None:
+    def _deliveries(self) -> list[Delivery]:
+        codec, targets = self.strategy.codec, self.generation.targets
+        level, device = self.engine.video_level, self.strategy.device
+        return [Delivery(codec, targets, canvas, level, device) for canvas in self.engine.canvases]
+
+    def _deliver(self, deliveries: list[Delivery], files: FileSink) -> None:
         """Write the frames that can be written, and let go of their latents."""
-        ready = self._take_ready(targets)
-        for video in range(len(files)):
-            for clip in self._pixels(video, ready):
+        for video, delivery in enumerate(deliveries):
+            if len(files) == 0:
+                delivery.skip()
+                continue
+            for clip in delivery.ready():
                 files.append(video, clip)
-        self.engine.released = targets[0] if targets else self.engine.plan.num_frames
-
-    def _take_ready(self, targets: list[int]) -> list[int]:
-        """Remove from ``targets`` the first ones whose latents are known, and return them."""
-        level, canvas = self.engine.video_level, self.engine.canvases[0]
-        ready = 0
-        while ready < len(targets) and all(
-            (level, i) in canvas for i in self._latents_of(targets[ready : ready + 1])
-        ):
-            ready += 1
-        taken = targets[:ready]
-        del targets[:ready]
-        return taken
-
-    def _latents_of(self, frames: Sequence[int]) -> list[int]:
-        codec = self.strategy.codec
-        return sorted({codec.latent_of_frame(frame) for frame in frames})
-
-    def _pixels(self, video: int, frames: Sequence[int]) -> Iterable[Tensor]:
-        """Decode video frames in chunks of bounded size; yields pixels c f h w."""
-        canvas, level = self.engine.canvases[video], self.engine.video_level
-        for start in range(0, len(frames), _DECODE_FRAMES):
-            chunk = frames[start : start + _DECODE_FRAMES]
-            slots = tuple((level, i) for i in self._latents_of(chunk))
-            latents = canvas.stack(slots)[None].to(self.strategy.device)
-            yield self.strategy.codec.decode(latents)[0].float().cpu()
+        released = deliveries[0].released
+        self.engine.released = self.engine.plan.num_frames if released is None else released
 
     def _output(self, frames: Any, paths: tuple[Path, ...], output_type: str) -> SamplerOutput:
         requests = self.generation.requests

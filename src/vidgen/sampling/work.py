@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], set
         "config": configs.to_dict(strategy.config),
         "prior": strategy.prior.to_dict(),
         "plan": plan.fingerprint(),
-        "requests": [asdict(request) for request in requests],
+        "requests": [request.settings() for request in requests],
         "settings": settings,
     }
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoiseKey
+from vidgen.training.latents import LatentCache, LatentSample, LatentStore
 from vidgen.video.dataset import ClipBatch, ClipDataset, collate
 
 __all__ = ["StepSampler", "batches", "micro_batches"]
+
+logger = logging.getLogger("vidgen")
 
 Key = tuple[int, int]
 """(index of the clip, number of the draw): what ``ClipDataset`` is asked for."""
@@ -63,17 +67,61 @@ class StepSampler(Sampler[list[Key]]):
         return int(self._orders[epoch][offset]), epoch
 
 
-def batches(dataset: ClipDataset, sampler: StepSampler, num_workers: int) -> Iterable[ClipBatch]:
-    """Return the loader of ``sampler``'s steps."""
+def batches(
+    dataset: ClipDataset, sampler: StepSampler, num_workers: int, cache: LatentCache | None = None
+) -> Iterable[ClipBatch]:
+    """Return the batches of ``sampler``'s steps, in order, on the CPU.
+
+    With ``cache``, batches carry latents and no pixels (``LatentCache.batch``): workers read only clips
+    whose latents are not all there, and this process encodes what is missing. A trainer asks for the
+    cache when a stage begins, after its frozen components were put into evaluation mode::
+
+        cache = LatentCache.for_stage(stage, strategy.codec, recipe.data.cache_dir)
+        for batch in batches(dataset, sampler, num_workers, cache):
+            batch = batch.to(device)  # the latents too
+
+    Args:
+        dataset: the clips.
+        sampler: says which clips make up which step.
+        num_workers: processes that read; 0 reads in this one.
+        cache: keeps latents; None gives batches of pixels.
+    """
+    if cache is None:
+        return _loader(dataset, sampler, num_workers, collate)
+    return _cached(dataset, sampler, num_workers, cache)
+
+
+def _loader(dataset: Any, sampler: StepSampler, num_workers: int, join: Callable[..., Any]) -> Iterable[Any]:
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=join,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # else every start of the loader draws from the ambient state
     )
     return loader
+
+
+def _cached(
+    dataset: ClipDataset, sampler: StepSampler, num_workers: int, cache: LatentCache
+) -> Iterator[ClipBatch]:
+    try:
+        for samples in _loader(_Stored(dataset, cache.store), sampler, num_workers, list):
+            yield cache.batch(samples)
+    finally:
+        logger.info("latents: %s", cache)
+        cache.store.close()
+
+
+class _Stored(Dataset[LatentSample]):
+    """A dataset as workers read it where latents are kept: they need the store, never the codec."""
+
+    def __init__(self, dataset: ClipDataset, store: LatentStore) -> None:
+        self.dataset, self.store = dataset, store
+
+    def __getitem__(self, key: Key) -> LatentSample:
+        return LatentSample.of(self.dataset, self.store, *key)
 
 
 def micro_batches(batch: ClipBatch, size: int | None) -> Iterator[tuple[slice, ClipBatch]]:

@@ -21,9 +21,32 @@ from torch.utils.data import Dataset
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video.draws import digest
 
-__all__ = ["ClipBatch", "ClipDataset", "ClipSample", "ClipSubset", "collate", "split"]
+__all__ = ["ClipBatch", "ClipDataset", "ClipSample", "ClipSubset", "ClipView", "collate", "split"]
 
 logger = logging.getLogger("vidgen.video")
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """What a clip shows, known without reading a pixel; fields as in ``ClipSample``.
+
+    ``size`` is the clip's height and width in pixels.
+    """
+
+    caption: str
+    label: int
+    fps: float
+    index: int
+    draw: int
+    frames: tuple[int, ...]
+    size: tuple[int, int]
+    content: str | None
+
+    def sample(self, clip: Float[Tensor, "c f h w"]) -> ClipSample:
+        """Return the sample of this view with the pixels ``clip``."""
+        return ClipSample(
+            clip, self.caption, self.label, self.fps, self.index, self.draw, self.frames, self.content
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,9 @@ class ClipSample:
     ``label`` is -1 without classes; ``fps`` is the clip's own rate (the source's over the stride);
     ``frames`` are the absolute frame indices in the source; ``index`` and ``draw`` are the key that
     the clip belongs to, which differs from the one asked for where that could not be read.
+    ``content`` names what the pixels are made of (the source's content, size, crop, mirroring):
+    where it is equal, frames of equal number have equal pixels, in any run and under any file name.
+    It is None where that cannot be said or is not worth remembering, as of random crops.
     """
 
     clip: Float[Tensor, "c f h w"]
@@ -42,11 +68,12 @@ class ClipSample:
     index: int
     draw: int
     frames: tuple[int, ...]
+    content: str | None = None
 
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips of equal size, stacked; fields as in ``ClipSample``, ``frames`` as ``(b, f)``.
+    """Clips of equal size, stacked; fields as in ``ClipSample``, ``frames`` as ``(b, n)``.
 
     ``latents`` are the codec's, where a trainer has them at hand; ``clip`` may then hold no frames
     (``b c 0 h w``), because no pixels were read.
@@ -58,7 +85,7 @@ class ClipBatch:
     fps: Float32[Tensor, " b"]
     index: Int64[Tensor, " b"]
     draw: Int64[Tensor, " b"]
-    frames: Int64[Tensor, "b f"]
+    frames: Int64[Tensor, "b n"]  # not "f": a batch of latents keeps no pixels and yet knows its frames
     latents: Float[Tensor, "b lc lf lh lw"] | None = None
 
     def __len__(self) -> int:
@@ -121,6 +148,15 @@ class ClipDataset(Dataset[ClipSample], ABC):
         Raises VideoError if that clip cannot be read.
         """
 
+    def locate(self, index: int, draw: int) -> ClipView | None:
+        """Say what ``read`` would return for ``(index, draw)``, without reading a pixel.
+
+        None, which is the default, means that it cannot be said; then nothing that is computed
+        from the clip is kept for later. Where there is an answer, ``read`` agrees with it.
+        """
+        del index, draw
+        return None
+
     @abstractmethod
     def content_key(self, index: int) -> str:
         """Name the source behind ``index``; clips of one file share the name."""
@@ -179,6 +215,10 @@ class ClipSubset(ClipDataset):
     def read(self, index: int, draw: int) -> ClipSample:
         """Return the clip of ``(index, draw)``, ``index`` counting within the subset."""
         return self.whole.read(self.indices[index], draw)
+
+    def locate(self, index: int, draw: int) -> ClipView | None:
+        """Say what ``read`` would return, ``index`` counting within the subset."""
+        return self.whole.locate(self.indices[index], draw)
 
     def content_key(self, index: int) -> str:
         """Name the source behind ``index``."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, ClipSubset, collate, split
+from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, ClipSubset, ClipView, collate, split
 from vidgen.video.folder import VideoFolder
 from vidgen.video.shapes_clips import ShapesClips
 from vidgen.video.story import ShapesStory
@@ -18,6 +18,7 @@ __all__ = [
     "ClipDataset",
     "ClipSample",
     "ClipSubset",
+    "ClipView",
     "DataConfig",
     "ShapesClips",
     "VideoFolder",

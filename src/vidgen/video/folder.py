@@ -8,11 +8,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -20,8 +21,8 @@ from tqdm import tqdm
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video.captions import CaptionSpan, load_captions
 from vidgen.video.checks import check_name
-from vidgen.video.clips import ClipDataset, ClipSample, logger
-from vidgen.video.draws import Draws
+from vidgen.video.clips import ClipDataset, ClipSample, ClipView, logger
+from vidgen.video.draws import Draws, digest
 from vidgen.video.index import FrameIndex
 from vidgen.video.index_cache import IndexCache, VideoRecord, content_hash
 from vidgen.video.reader import VideoReader
@@ -30,6 +31,9 @@ from vidgen.video.transforms import CROPS, crop_box, may_mirror, scaled_size, to
 __all__ = ["SUFFIXES", "ClipItem", "VideoFolder", "find_videos"]
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi", ".gif"})
+
+LOOK = 1
+"""Raised whenever the same view of the same file comes to be read with other pixels."""
 
 _parse = lru_cache(maxsize=64)(FrameIndex.from_json)
 
@@ -47,6 +51,16 @@ class ClipItem:
     last: int
     caption: str
     label: int
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How frames become a clip: scaled to ``scaled``, cut at ``top`` and ``left``, mirrored or not."""
+
+    scaled: tuple[int, int]
+    top: int
+    left: int
+    mirror: bool
 
 
 def find_videos(root: Path) -> list[str]:
@@ -120,6 +134,7 @@ class VideoFolder(ClipDataset):
         self.captions = load_captions(self.root, videos, captions)
         self.classes, self.problems = self.captions.classes, list(self.captions.problems)
         cache = IndexCache(None if cache_dir is None else Path(cache_dir))
+        self._stamps: dict[str, tuple[int, int]] = {}
         self.records = self._index(videos, cache, workers, progress)
         self.short: list[str] = []
         self.items = self._cut()
@@ -132,6 +147,7 @@ class VideoFolder(ClipDataset):
 
         def look(video: str) -> VideoRecord | VideoError:
             try:
+                self._stamps[video] = _stamp(self.root / video)  # first, so that no change goes unseen
                 return _record(self.root / video, cache)
             except VideoError as error:
                 return error
@@ -224,11 +240,31 @@ class VideoFolder(ClipDataset):
         """Return the number of items: videos, or captioned spans of them."""
         return len(self.items)
 
+    def locate(self, index: int, draw: int) -> ClipView:
+        """Say what clip ``(index, draw)`` is, without opening its file.
+
+        Its ``content`` is None if its crop is random: few clips would ever be asked for again. The
+        two sides of a clip that may be mirrored are two contents.
+        """
+        return self._view(index, draw)[0]
+
     def read(self, index: int, draw: int) -> ClipSample:
         """Return the clip of ``(index, draw)``.
 
+        Its ``content`` is None too if the file has changed since the folder was opened.
         Raises VideoError, and counts the file in ``broken``, if that clip cannot be decoded.
         """
+        view, cut = self._view(index, draw)
+        video = self.items[index].video
+        pixels = self._decode(video, view.frames, cut.scaled)
+        height, width = self.size
+        pixels = pixels[:, cut.top : cut.top + height, cut.left : cut.left + width]
+        if view.content is not None and not self._is_unchanged(video):
+            view = replace(view, content=None)
+        return view.sample(to_clip(pixels, cut.mirror))
+
+    def _view(self, index: int, draw: int) -> tuple[ClipView, _Cut]:
+        """Return what clip ``(index, draw)`` is, and how it is cut out of its frames."""
         item = self.items[index]
         record = self.records[item.video]
         draws = Draws("vidgen.clip", self.seed, index, draw)
@@ -237,17 +273,33 @@ class VideoFolder(ClipDataset):
         scaled = scaled_size((record.height, record.width), self.size, self.crop)
         top, left = crop_box(scaled, self.size, self.crop, draws)
         mirror = self.flip and draws.uniform() < 0.5 and may_mirror(item.caption)
-        pixels = self._decode(item.video, frames, scaled)
-        height, width = self.size
-        return ClipSample(
-            clip=to_clip(pixels[:, top : top + height, left : left + width], mirror),
+        fixed = self.crop != "random" or scaled == self.size  # a crop with no room to move is not random
+        # The version of PyAV stands for FFmpeg's decoders and scaler, which it brings along.
+        fields = (LOOK, av.__version__, record.key, *scaled, top, left, *self.size, mirror)
+        view = ClipView(
             caption=item.caption,
             label=item.label,
             fps=float(self.fps or record.fps / self.stride),
             index=index,
             draw=draw,
             frames=tuple(frames),
+            size=self.size,
+            content=digest("vidgen.folder.view", *fields).hex() if fixed else None,
         )
+        return view, _Cut(scaled, top, left, mirror)
+
+    def _is_unchanged(self, video: str) -> bool:
+        """Say whether ``video`` still holds what it held when the folder was opened."""
+        path = self.root / video
+        try:
+            stamp = _stamp(path)
+            if stamp != self._stamps[video]:
+                if content_hash(path) != self.records[video].key:
+                    return False
+                self._stamps[video] = stamp  # only touched
+        except OSError:
+            return False
+        return True
 
     def _clip_frames(self, index: FrameIndex, start: int, stop: int) -> list[int]:
         """Return the clip's frames: every ``stride``-th, or the nearest to each tick of ``fps``."""
@@ -306,6 +358,15 @@ def _record(path: Path, cache: IndexCache) -> VideoRecord:
             record = VideoRecord(key, len(index), fps, info.duration, info.height, info.width, text)
         cache.store(record)
     return record
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what tells cheaply that a file was written to: its size and date."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise VideoError(f"cannot read {path}: {error.strerror or error}.") from error
+    return found.st_size, found.st_mtime_ns
 
 
 def _check_numbers(

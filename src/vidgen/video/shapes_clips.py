@@ -8,13 +8,16 @@ from itertools import accumulate
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.video.clips import ClipDataset, ClipSample
-from vidgen.video.draws import Draws
+from vidgen.video.clips import ClipDataset, ClipSample, ClipView
+from vidgen.video.draws import Draws, digest
 from vidgen.video.scene import MOTIONS
 from vidgen.video.synthetic import ShapesSource
 from vidgen.video.transforms import may_mirror, to_clip
 
 __all__ = ["ShapesClips"]
+
+LOOK = 1
+"""Raised whenever the same scene comes to be drawn with other pixels."""
 
 
 class ShapesClips(ClipDataset):
@@ -53,21 +56,31 @@ class ShapesClips(ClipDataset):
         """Return the number of videos."""
         return len(self.source)
 
+    def locate(self, index: int, draw: int) -> ClipView:
+        """Say what clip ``(index, draw)`` is, without drawing it."""
+        return self._view(index, draw)[0]
+
     def read(self, index: int, draw: int) -> ClipSample:
         """Return the clip of ``(index, draw)``."""
+        view, mirror = self._view(index, draw)
+        return view.sample(to_clip(self.source.render(index, view.frames), mirror))
+
+    def _view(self, index: int, draw: int) -> tuple[ClipView, bool]:
+        """Return what clip ``(index, draw)`` is, and whether it is mirrored."""
         draws = Draws("vidgen.clip", self.seed, index, draw)
         start, caption = self._place(index, draws)
-        frames = range(start, start + self.reach, self.stride)
         mirror = self.flip and draws.uniform() < 0.5 and may_mirror(caption)
-        return ClipSample(
-            clip=to_clip(self.source.render(index, frames), mirror),
+        view = ClipView(
             caption=caption,
             label=self.source.label(index, start),
             fps=self.source.fps / self.stride,
             index=index,
             draw=draw,
-            frames=tuple(frames),
+            frames=tuple(range(start, start + self.reach, self.stride)),
+            size=(self.source.size, self.source.size),
+            content=digest("vidgen.shapes.view", LOOK, self.content_key(index), mirror).hex(),
         )
+        return view, mirror
 
     def _place(self, index: int, draws: Draws) -> tuple[int, str]:
         """Draw a clip's first frame, each possible one being equally likely, and its caption."""

@@ -11,13 +11,13 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from einops import rearrange
 
 from vidgen import checkpoint
+from vidgen.denoising import sample_known
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey
 from vidgen.plans import Plan, all_at_once, autoregressive, chunks, keyframes
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.sampling import Sampler
 from vidgen.strategies.vdm import VDM, VDMConfig, build_unet
-from vidgen.strategies.vdm.training import sample_known
 from vidgen.strategy import Canvas, Request, TrainingStep
 from vidgen.training import Trainer
 from vidgen.training.batches import micro_batches
@@ -206,13 +206,16 @@ def test_loss_is_on_new_frames_only_and_noise_is_the_priors():
 
     strategy.network.register_forward_hook(spy)
     (loss,) = stage.losses(batch, step)
-    k = strategy.diffusion.coefficients(seen["t"], seen["clean"])
-    noise = (seen["x_t"] - k.signal * seen["clean"]) / k.noise
+    clean = strategy.latents(batch)
+    hidden = (seen["clean"] == 0).all(dim=1)
+    assert torch.equal(hidden.all(dim=(2, 3)), ~seen["known"])  # what is not given is not told
+    k = strategy.diffusion.coefficients(seen["t"], clean)
+    noise = (seen["x_t"] - k.signal * clean) / k.noise
     keys = [NoiseKey(5, f"noise-2-{i}", "train/denoiser") for i in range(3)]
     torch.testing.assert_close(
         noise, strategy.prior.sample_batch(range(6), (12, 8, 8), keys), rtol=1e-3, atol=1e-2
     )
-    error = (seen["out"] - strategy.diffusion.target(seen["clean"], noise, seen["t"])) ** 2
+    error = (seen["out"] - strategy.diffusion.target(clean, noise, seen["t"])) ** 2
     clips = [error[i, :, ~seen["known"][i]].mean() for i in range(3)]
     torch.testing.assert_close(loss.value, torch.stack(clips).mean(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(seen["tokens"], strategy.text_encoder.encode([""] * 3))
@@ -287,14 +290,14 @@ def test_training_lowers_the_loss_and_takes_words_and_statistics_from_the_data(t
     assert abs(config.pixel_std - float(pixels.std())) < 1e-3
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_past": 0.9, "mask_random": 0.2}, "adding to at most 1"),
-        ({"drop_text": -0.1}, "values in"),
+        ({"mask_past": 0.9, "mask_random": 0.2}, "together at most 1"),
+        ({"drop_text": -0.1}, "expected a share"),
         ({"context": 6}, "expected 1 to 5"),
         ({"context": 0}, "expected 1 to 5"),
     ],

@@ -1,0 +1,158 @@
+"""Settings that every strategy has which learns from captioned clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+from diffusers import DDIMScheduler
+
+from vidgen.codecs import Codec, PixelCodec, load_codec, measure
+from vidgen.conditioning import (
+    ClassEncoder,
+    OpenClipTextEncoder,
+    TextEncoder,
+    VocabularyEncoder,
+    split_words,
+    vocabulary,
+)
+from vidgen.errors import InvalidArgumentError
+from vidgen.noise import Independent, NoisePrior
+from vidgen.video.dataset import ClipDataset
+
+__all__ = ["ClipConfig"]
+
+_Config = TypeVar("_Config", bound="ClipConfig")
+_CLIPS_MEASURED = 64
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What a strategy knows of its clips, their latents, its prompts and its noise; derive your own from it.
+
+    Args:
+        sample_frames, sample_size, sample_fps: frames, (height, width) and rate of the training clips; a
+            training run takes them from its data.
+        window: latent frames of one call; None is a whole training clip.
+        codec: folder or hub id of a diffusers VAE, per frame or compressing time, in whose latents the
+            networks work; None is pixels.
+        patch: side of the pixel squares folded into channels (see ``PixelCodec``).
+        pixel_mean, pixel_std: of the data's pixels; a training run measures them where None.
+        text: what prompts are: ``"words"`` of a closed vocabulary learnt with the model, names of
+            ``"classes"`` learnt with it, or any text, read by a frozen ``"open_clip"`` encoder.
+        words: the vocabulary of the prompts; a training run takes it from the captions where empty.
+        max_words: longest prompt; a training run takes the longest caption where None.
+        classes: the classes' names; a training run takes them from its data where empty.
+        text_model, text_pretrained: open_clip's name of the text encoder, and its pretrained tag or a
+            safetensors file.
+        drop_text: share of training clips whose prompt is dropped, for guidance.
+        guidance_scale, num_inference_steps: defaults of sampling.
+        prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``.
+        snr_gamma: see ``DenoisingStage``.
+        beta_schedule, num_train_timesteps: of the noise schedule, as diffusers names them.
+        prior: the noise over frames.
+
+    Raises:
+        InvalidArgumentError: values that contradict each other.
+    """
+
+    sample_frames: int = 16
+    sample_size: tuple[int, int] = (64, 64)
+    sample_fps: float = 8.0
+    window: int | None = None
+    codec: str | None = None
+    patch: int = 4
+    pixel_mean: float | None = None
+    pixel_std: float | None = None
+    text: Literal["words", "classes", "open_clip"] = "words"
+    words: tuple[str, ...] = ()
+    max_words: int | None = None
+    classes: tuple[str, ...] = ()
+    text_model: str | None = None
+    text_pretrained: str | None = None
+    drop_text: float = 0.1
+    guidance_scale: float = 3.0
+    num_inference_steps: int = 50
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    snr_gamma: float | None = None
+    beta_schedule: str = "squaredcos_cap_v2"
+    num_train_timesteps: int = 1000
+    prior: NoisePrior = field(default_factory=Independent)
+
+    def __post_init__(self) -> None:
+        """Check what annotations cannot say."""
+        if not 0 <= self.drop_text <= 1:
+            raise InvalidArgumentError(f"drop_text is {self.drop_text}; expected a share of the clips, 0 to 1.")
+        if (self.text == "open_clip") != (self.text_model is not None):
+            raise InvalidArgumentError(
+                f"text={self.text!r} with text_model={self.text_model!r}; expected text='open_clip' with a "
+                "text_model, such as 'ViT-H-14', or another text without one."
+            )
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is anything that a prompt may say."""
+        known = {"words": self.words, "classes": self.classes, "open_clip": ("any text",)}
+        return bool(known[self.text])
+
+    @property
+    def vae(self) -> str | None:
+        """Where the codec's VAE comes from; None works on pixels."""
+        return self.codec
+
+    def fitted(self: _Config, dataset: ClipDataset) -> _Config:
+        """Return the settings completed by what only the data tell; what is set stays, but for sizes."""
+        sample = dataset[0]
+        _, frames, height, width = sample.clip.shape
+        found: dict[str, Any] = {"sample_frames": frames, "sample_size": (height, width)}
+        if self.vae is None and (self.pixel_mean is None or self.pixel_std is None):
+            mean, std = measure(clip.clip[None] for clip in islice(dataset, _CLIPS_MEASURED))
+            found |= {"pixel_mean": mean, "pixel_std": std}
+        if self.text == "words":
+            texts = set(dataset.texts())
+            found["words"] = self.words or tuple(vocabulary(texts))
+            found["max_words"] = self.max_words or _longest(texts)
+        elif self.text == "classes":
+            found["classes"] = self.classes or tuple(dataset.classes)
+        return replace(self, sample_fps=float(sample.fps), **found)
+
+    def build_codec(self) -> Codec:
+        """Return the codec of these settings; its weights are read, not made.
+
+        Raises:
+            CheckpointError, InvalidArgumentError, UnknownNameError: see ``codecs.load_codec``.
+        """
+        if self.vae is not None:
+            return load_codec(self.vae)
+        codec: Codec = PixelCodec(self.patch, self.pixel_mean or 0.0, self.pixel_std or 0.5)
+        return codec
+
+    def build_text_encoder(self, width: int, layers: int = 1) -> TextEncoder:
+        """Return the text encoder of these settings; ``width`` and ``layers`` are those of a learnt one.
+
+        A pretrained one has a width of its own: build networks for ``encoder.width``.
+        """
+        if self.text == "open_clip":
+            # The layer before the last, as Stable Diffusion 2 takes it.
+            return OpenClipTextEncoder(self.text_model or "", self.text_pretrained, layer="penultimate")
+        if self.text == "classes":
+            classes: TextEncoder = ClassEncoder(self.classes, width)
+            return classes
+        words: TextEncoder = VocabularyEncoder(self.words, width, layers, max_words=self.max_words or 16)
+        return words
+
+    def build_scheduler(self) -> DDIMScheduler:
+        """Return the noise process that these settings describe."""
+        return DDIMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_schedule=self.beta_schedule,
+            prediction_type=self.prediction_type,
+            timestep_spacing="trailing",  # starts where the training noise ends
+            clip_sample=False,  # latents of unit variance leave [-1, 1]
+        )
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max([1, *(len(split_words(text)) for text in texts)])

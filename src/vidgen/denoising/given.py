@@ -1,0 +1,74 @@
+"""Given frames: which of a training clip's are, and how a network is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidgen.conditioning import Conditioning
+from vidgen.errors import InvalidArgumentError
+from vidgen.shapes import KnownMask, Latents
+from vidgen.strategy import TrainingStep
+
+__all__ = ["GivenFrames", "mark_given", "sample_known"]
+
+
+def sample_known(uniform: Tensor, frames: int, past: float, random: float) -> KnownMask:
+    """Draw which frames of each clip are given.
+
+    Args:
+        uniform: ``(b, frames + 2)`` numbers in [0, 1).
+        frames: frames of a clip.
+        past: share of clips whose first 1 to ``frames - 1`` frames are given.
+        random: share of clips with a random set of given frames (never all).
+    """
+    kind, length, each = uniform[:, 0], uniform[:, 1], uniform[:, 2:]
+    index = torch.arange(frames)
+    count = 1 + (length * (frames - 1)).long()  # 1 .. frames - 1
+    is_past = (kind < past)[:, None] & (index < count[:, None])
+    ranks = each.argsort(dim=1).argsort(dim=1)
+    is_random = ((kind >= past) & (kind < past + random))[:, None] & (ranks < count[:, None])
+    return (is_past | is_random) & (frames > 1)
+
+
+@dataclass(frozen=True)
+class GivenFrames:
+    """The view of a ``DenoisingStage`` that takes clips whole and gives some of their frames.
+
+    Args:
+        past, random: see ``sample_known``.
+
+    Raises:
+        InvalidArgumentError: they are no shares.
+    """
+
+    past: float = 0.0
+    random: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if min(self.past, self.random) < 0 or self.past + self.random > 1:
+            raise InvalidArgumentError(
+                f"past={self.past} and random={self.random} are shares of the clips; expected 0 or more, "
+                "together at most 1."
+            )
+
+    def __call__(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
+        """Return the clips as they are, and the mask ``b f`` of this step's given frames."""
+        uniform = torch.stack([step.uniforms(i, "known", clips.shape[2] + 2) for i in range(clips.shape[0])])
+        return clips, sample_known(uniform, clips.shape[2], self.past, self.random)
+
+
+def mark_given(x_t: Latents, cond: Conditioning) -> Tensor:
+    """Return a network's input ``b c+1 f h w``: given frames clean, and marked by 1 in the last channel.
+
+    Frames that the solver itself replaces (``cond.replace``) stay noisy and unmarked.
+    """
+    mask = torch.zeros_like(x_t[:, :1])
+    if cond.known is not None and cond.clean is not None and not cond.replace:
+        known = cond.known[:, None, :, None, None]
+        x_t = torch.where(known, cond.clean.to(x_t.dtype), x_t)
+        mask = known.to(x_t.dtype).expand_as(mask)
+    return torch.cat([x_t, mask], dim=1)

@@ -1,0 +1,174 @@
+"""Pictures, videos and masks that are given: what stays, what is made anew, from where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from toy import toy
+from vidgen.errors import InvalidArgumentError
+from vidgen.sampling import Sampler
+from vidgen.video import Video
+
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+RNG = np.random.default_rng(0)
+CLIP = RNG.integers(0, 256, (13, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def sampler():
+    sampler = Sampler(toy())
+    sampler.set_progress_bar_config(disable=True)
+    return sampler
+
+
+def frames(sampler, **arguments):
+    """Pixels f h w c in 0..255."""
+    return sampler("a", **{"seed": 0, **arguments}).frames[0] * 255
+
+
+def test_image_and_last_image_are_pins_of_the_ends(sampler):
+    first, last = Image.fromarray(CLIP[0]), Image.fromarray(CLIP[1])
+    made = frames(sampler, num_frames=13, image=first, last_image=last)
+    np.testing.assert_array_equal(made, frames(sampler, num_frames=13, pins={0: first, 12: last}))
+    np.testing.assert_allclose(made[[0, 12]], CLIP[:2], atol=1e-3)
+    with pytest.raises(InvalidArgumentError, match="frame 0 is given twice: by image and by pins"):
+        frames(sampler, image=first, pins={0: last})
+
+
+def test_frames_that_the_mask_leaves_are_pins(sampler):
+    anew = [frame in (3, 4, 9) for frame in range(13)]
+    made = frames(sampler, video=CLIP, mask=anew)
+    stay = [frame for frame in range(13) if not anew[frame]]
+    np.testing.assert_allclose(made[stay], CLIP[stay], atol=1e-3)
+    pinned = frames(sampler, num_frames=13, pins={frame: CLIP[frame] for frame in stay})
+    np.testing.assert_array_equal(made, pinned)
+    assert np.abs(made[[3, 4, 9]] - CLIP[[3, 4, 9]]).max(axis=(1, 2, 3)).min() > 5
+
+
+@pytest.mark.parametrize("video", ["array", "Video", "file", "pictures", "tensor"])
+def test_a_shorter_video_is_continued(sampler, video, tmp_path):
+    given = CLIP[:5]
+    forms = {
+        "array": given,
+        "Video": Video(given, 8.0),
+        "file": tmp_path / "video.gif",
+        "pictures": [Image.fromarray(frame) for frame in given],
+        "tensor": torch.from_numpy(given).permute(3, 0, 1, 2).float() / 127.5 - 1,
+    }
+    if video == "file":
+        Video(given, 8.0).save(forms["file"])
+        given = Video.load(forms["file"]).frames  # a gif has few colours
+    made = frames(sampler, num_frames=13, video=forms[video])
+    np.testing.assert_allclose(made[:5], given, atol=1e-3)
+    np.testing.assert_array_equal(made, frames(sampler, num_frames=13, pins=dict(enumerate(given))))
+
+
+def test_pixels_that_the_mask_leaves_are_held(sampler):
+    mask = np.zeros((13, 8, 8), bool)
+    mask[2:6, 3:7, 2:5] = True  # its blocks of 2 x 2: rows 2..7, columns 2..5
+    blocks = np.zeros_like(mask)
+    blocks[2:6, 2:8, 2:6] = True
+    made = frames(sampler, video=CLIP, mask=mask)
+    np.testing.assert_allclose(made[~blocks], CLIP[~blocks], atol=1e-3)
+    changed = np.abs(made - CLIP).max(axis=-1) > 1
+    assert changed[blocks].mean() > 0.9
+    # What stays steers what is made.
+    other = CLIP.copy()
+    other[2:6, :2] = 255 - other[2:6, :2]
+    assert np.abs(frames(sampler, video=other, mask=mask) - made)[blocks].max() > 1
+
+
+def test_held_pixels_are_noised_to_every_step(sampler):
+    strategy, seen = sampler.strategy, []
+    network = strategy.modules["network"]
+    forward = network.forward
+    network.forward = lambda x, t, *rest: seen.append((x, t)) or forward(x, t, *rest)
+    mask = np.zeros((8, 8, 8), bool)
+    mask[:, 4:] = True
+    sampler("a", seed=0, num_frames=8, video=CLIP[:8], mask=mask)
+    clean = strategy.codec.encode(torch.from_numpy(CLIP[:8]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+    start = (seen[0][0] - strategy.diffusion.coefficients(seen[0][1], clean).signal * clean)[..., :2, :]
+    noise = start / strategy.diffusion.coefficients(seen[0][1], clean).noise
+    for x, t in seen:
+        k = strategy.diffusion.coefficients(t, clean)
+        torch.testing.assert_close(
+            x[..., :2, :], k.signal * clean[..., :2, :] + k.noise * noise, atol=1e-4, rtol=0
+        )
+
+
+def test_strength_starts_from_the_noised_video(sampler):
+    network = sampler.strategy.modules["network"]
+    shares = {0.25: 1, 0.5: 2, 0.99: 3, 1.0: 4}
+    for strength, evaluations in shares.items():
+        network.calls.clear()
+        cost = sampler.cost(prompt="a", video=CLIP[:8], strength=strength)
+        frames(sampler, video=CLIP[:8], strength=strength)
+        assert len(network.calls) == cost.evaluations == evaluations
+    np.testing.assert_array_equal(frames(sampler, video=CLIP[:8], strength=1.0), frames(sampler, num_frames=8))
+    default = frames(sampler, video=CLIP[:8])
+    np.testing.assert_array_equal(default, frames(sampler, video=CLIP[:8], strength=0.8))
+    assert np.abs(default - frames(sampler, num_frames=8)).max() > 1
+
+
+def test_weak_strength_keeps_more_of_the_video():
+    # A network that hands back what it sees: what remains of the video is what the noise left.
+    strategy = toy()
+    strategy.denoiser = lambda call: lambda x, t, cond: x
+    sampler = Sampler(strategy)
+    sampler.set_progress_bar_config(disable=True)
+    far = [
+        np.abs(frames(sampler, video=CLIP[:8], strength=s, num_inference_steps=20) - CLIP[:8]).mean()
+        for s in (0.1, 0.4, 0.9)
+    ]
+    assert far[0] < 20 < far[1] < far[2]
+
+
+@pytest.mark.parametrize("how", ["strength", "pixels"])
+def test_given_video_is_the_same_in_any_batch_and_span(sampler, how):
+    mask = np.zeros((13, 8, 8), bool)
+    mask[:, 2:6] = True
+    given = {"strength": {"strength": 0.5}, "pixels": {"mask": mask}}[how]
+    arguments = {"seed": 5, "video": CLIP, "output_type": "latent", "eta": 0.5, **given}
+    whole = sampler(["a", "b"], **arguments).frames
+    torch.testing.assert_close(sampler("b", **arguments).frames, whole[1:], **TOLERANCE)
+    again = sampler(["a", "b"], batch_size=1, **arguments).frames
+    torch.testing.assert_close(again, whole, **TOLERANCE)
+    part = sampler(["a", "b"], frames=range(9, 12), **arguments).frames
+    torch.testing.assert_close(part, whole[:, :, 9:12], **TOLERANCE)
+
+
+def test_work_folder_tells_given_videos_apart(sampler, tmp_path):
+    from vidgen.errors import CheckpointError
+
+    frames(sampler, video=CLIP[:8], strength=0.5, work=tmp_path / "work")
+    for other in ({"video": CLIP[1:9], "strength": 0.5}, {"video": CLIP[:8], "strength": 0.75}):
+        with pytest.raises(CheckpointError, match="other settings"):
+            frames(sampler, work=tmp_path / "work", **other)
+
+
+def test_one_pass_strategies_refuse_what_needs_steps(sampler):
+    sampler.strategy.answer = lambda call, solve, start, cond: start
+    with pytest.raises(InvalidArgumentError, match="in one pass, without a solver"):
+        frames(sampler, video=CLIP[:8], strength=0.5)
+    frames(sampler, video=CLIP[:8], mask=[i > 3 for i in range(8)])  # whole frames are conditions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": [True] * 8}, "mask was given without a video"),
+        ({"strength": 0.5}, "strength was given without a video"),
+        ({"video": CLIP, "strength": 0.0}, "strength is 0.0; expected more than 0"),
+        ({"video": CLIP, "strength": 1.5}, "strength is 1.5"),
+        ({"video": CLIP, "num_frames": 9}, "video has 13 frames and num_frames is 9"),
+        ({"video": CLIP, "num_frames": 20, "strength": 0.5}, "can only be made from noise"),
+        ({"image": [CLIP[0], CLIP[1]]}, "Call once per picture"),
+        ({"image": CLIP[0], "last_image": CLIP[1], "num_frames": 1}, "the same frame of a video of 1 frame"),
+    ],
+)
+def test_contradictions_say_what_to_do(sampler, arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        sampler("a", **arguments)

@@ -1,0 +1,337 @@
+"""What denoising strategies share: the loss as it always was, settings from data, the usual conditions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from vidgen import checkpoint
+from vidgen import config as configs
+from vidgen.conditioning import Conditioning
+from vidgen.denoising import (
+    ClipConfig,
+    DenoisingStage,
+    DenoisingStrategy,
+    GivenFrames,
+    mark_given,
+    sample_known,
+)
+from vidgen.errors import InvalidArgumentError, PlanError
+from vidgen.noise import Decomposed, NoiseKey, Progressive
+from vidgen.plans import all_at_once, autoregressive, chunks, keyframes
+from vidgen.strategies.vdm import VDM, VDMConfig
+from vidgen.strategy import Canvas, Request, TrainingStep
+from vidgen.training.batches import micro_batches
+from vidgen.video.dataset import DataConfig, collate, open_dataset
+
+DATA = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+BATCH = collate([DATA[i] for i in range(4)])
+
+
+class Net(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, channels: int = 12, width: int = 8) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels + 1, channels, 3, padding=1)
+        self.time = nn.Linear(width + 1, channels)
+        self.seen: list[tuple[torch.Tensor, torch.Tensor, Conditioning]] = []
+
+    def forward(self, x_t, t, cond):
+        self.seen.append((x_t, t, cond))
+        told = self.time(torch.cat([cond.tokens.mean(1), t[:, None] / 1000], 1))
+        return self.conv(mark_given(x_t, cond)) + told[:, :, None, None, None]
+
+
+@dataclass(frozen=True)
+class SmallConfig(ClipConfig):
+    width: int = 8
+    patch: int = 2
+    prior: Progressive = Progressive(0.5)  # noqa: RUF009
+
+
+class Small(DenoisingStrategy):
+    name = "small"
+    Config = SmallConfig
+    component_types = DenoisingStrategy.component_types | {"network": (Net,)}
+
+    @classmethod
+    def create(cls, config):
+        codec, text = config.build_codec(), config.build_text_encoder(config.width)
+        modules = {"codec": codec, "text_encoder": text, "network": Net(codec.channels, config.width)}
+        return cls(config, modules, config.build_scheduler())
+
+    def plan(self, num_frames):
+        return all_at_once(num_frames)
+
+    def predict(self, x_t, t, cond):
+        return self.modules["network"](x_t, t, cond)
+
+
+def small(**changes):
+    return checkpoint.build(Small, Small.prepare(SmallConfig(**changes), DATA))
+
+
+def step_of(stage, index=0):
+    return TrainingStep(seed=5, stage=stage.name, index=index, samples=(0, 1, 2, 3))
+
+
+def old_vdm_loss(strategy, batch, step):
+    """The baseline's loss as it was written before there was a stage to share, word for word."""
+    config = strategy.config
+    clean = strategy.latents(batch)
+    t = strategy.diffusion.sample_timesteps(step.uniform("timestep")).to(clean.device)
+    noise = step.noise(strategy.prior, clean)
+    uniform = torch.stack([step.uniforms(i, "known", clean.shape[2] + 2) for i in range(len(batch))])
+    known = sample_known(uniform, clean.shape[2], config.mask_past, config.mask_random).to(clean.device)
+    drops = (step.uniform("drop") < config.drop_text).tolist()
+    texts = ["" if drop else text for text, drop in zip(batch.captions, drops, strict=True)]
+    x_t = strategy.diffusion.noised(clean, noise, t)
+    prediction = strategy.network(x_t, t, strategy.text_encoder.encode(texts), known, clean)
+    error = (prediction.float() - strategy.diffusion.target(clean, noise, t)) ** 2
+    if config.snr_gamma is not None:
+        error = error * strategy.diffusion.min_snr_weight(t, clean, config.snr_gamma)
+    weight = (~known)[:, None, :, None, None].float().expand_as(error)
+    dims = (1, 2, 3, 4)
+    return ((error * weight).sum(dims) / weight.sum(dims)).mean()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "mask_past": 0.5,
+            "mask_random": 0.5,
+            "drop_text": 0.5,
+            "snr_gamma": 5.0,
+            "prior": Decomposed(lam=0.4),
+        },
+        {"mask_past": 0.0, "mask_random": 0.0, "prediction_type": "sample", "drop_text": 1.0},
+    ],
+)
+def test_the_baselines_loss_and_gradient_are_the_same_bits_as_before(changes):
+    config = VDMConfig(patch=4, widths=(16,), attention_levels=(0,), head_dim=8, text_width=8, context=2)
+    strategy = checkpoint.build(VDM, VDM.prepare(replace(config, sample_frames=6, **changes), DATA))
+    with torch.no_grad():  # as if trained: no layer is zero
+        for parameter in strategy.parameters_of("unet", "temporal", "text_encoder"):
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    (stage,) = strategy.stages()
+    assert (stage.name, stage.components) == ("denoiser", ("unet", "temporal", "text_encoder"))
+    for index in range(2):
+        (loss,) = stage.losses(BATCH, step_of(stage, index))
+        wanted = old_vdm_loss(strategy, BATCH, step_of(stage, index))
+        assert torch.equal(loss.value, wanted)
+        parameters = strategy.parameters_of(*stage.components)
+        found, before = (torch.autograd.grad(value, parameters) for value in (loss.value, wanted))
+        assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
+
+
+def test_loss_is_the_mean_over_each_clips_frames_that_are_not_given():
+    strategy = small(drop_text=0.0)
+    known = torch.zeros(4, 6, dtype=torch.bool)
+    known[0, :5] = known[1, 2] = True
+    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=lambda clips, step: (clips, known))
+    (loss,) = stage.losses(BATCH, step_of(stage))
+    (x_t, t, cond) = strategy.modules["network"].seen[-1]
+    clean, k = strategy.latents(BATCH), strategy.diffusion.coefficients(t, x_t)
+    keys = [NoiseKey(5, f"noise-0-{i}", "train/denoiser") for i in range(4)]
+    noise = strategy.prior.sample_batch(range(6), (12, 8, 8), keys)
+    torch.testing.assert_close(x_t, k.signal * clean + k.noise * noise)
+    assert torch.equal(cond.known, known)
+    for clip in range(4):  # only what is given is shown
+        for frame in range(6):
+            shown = cond.clean[clip, :, frame]
+            assert torch.equal(shown, clean[clip, :, frame] if known[clip, frame] else torch.zeros_like(shown))
+    error = (strategy.predict(x_t, t, cond) - strategy.diffusion.target(clean, noise, t)) ** 2
+    clips = [error[i, :, ~known[i]].mean() for i in range(4)]
+    torch.testing.assert_close(loss.value, torch.stack(clips).mean())
+    torch.testing.assert_close(cond.tokens, strategy.text_encoder.encode(BATCH.captions))
+
+
+def test_batch_may_be_cut_anywhere():
+    strategy = small(drop_text=0.5, snr_gamma=5.0)
+    view = GivenFrames(0.6, 0.3)
+    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=view, drop_text=0.5, snr_gamma=5.0)
+    (whole,) = stage.losses(BATCH, step_of(stage))
+    parts = 0.0
+    for piece, micro in micro_batches(BATCH, 3):
+        (loss,) = stage.losses(micro, replace(step_of(stage), samples=(0, 1, 2, 3)[piece]))
+        parts += float(loss.value.detach()) * len(micro) / 4
+    assert parts == pytest.approx(float(whole.value.detach()), rel=1e-5)
+
+
+def test_view_may_cut_frames_and_prompts_are_dropped():
+    strategy = small()
+
+    def last_three(clips, step):
+        return clips[:, :, 3:], None
+
+    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=last_three, drop_text=1.0)
+    list(stage.losses(BATCH, step_of(stage)))
+    x_t, _, cond = strategy.modules["network"].seen[-1]
+    assert x_t.shape[2] == 3
+    assert cond.known is None
+    torch.testing.assert_close(cond.tokens, strategy.text_encoder.encode([""] * 4))
+
+
+def test_min_snr_and_kept_latents():
+    strategy = small(prediction_type="sample", drop_text=0.0)
+    losses = []
+    for gamma in (None, 1e-3):
+        stage = DenoisingStage(strategy, strategy.predict, ["network"], snr_gamma=gamma)
+        (loss,) = stage.losses(BATCH, step_of(stage))
+        losses.append(float(loss.value.detach()))
+    assert 0 < losses[1] <= 1e-3 * losses[0] * (1 + 1e-5)  # min(SNR, 0.001) is 0.001 nearly everywhere
+    kept = replace(BATCH, clip=BATCH.clip[:, :, :0], latents=strategy.latents(BATCH))
+    assert not stage.needs_pixels
+    (again,) = stage.losses(kept, step_of(stage))
+    assert float(again.value.detach()) == losses[1]
+
+
+def test_stages_may_differ_by_name():
+    strategy = small()
+    stage = DenoisingStage(strategy, strategy.predict, ["network"], name="coarse")
+    (group,) = stage.optimizers()
+    (loss,) = stage.losses(BATCH, step_of(stage))
+    assert group.name == loss.optimizer == "coarse"
+    assert [id(p) for p in group.parameters] == [id(p) for p in strategy.modules["network"].parameters()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"components": ["network", "unet"]},
+            r"train \['unet'\]; expected some of .* text_encoder, network",
+        ),
+        ({"components": []}, "train nothing"),
+        ({"components": ["network"], "drop_text": 1.5}, "drop_text is 1.5"),
+    ],
+)
+def test_bad_stages(arguments, message):
+    strategy = small()
+    with pytest.raises(InvalidArgumentError, match=message):
+        DenoisingStage(strategy, strategy.predict, **arguments)
+
+
+@pytest.mark.parametrize("shares", [(-0.1, 0.0), (0.7, 0.4)])
+def test_bad_shares_of_given_frames(shares):
+    with pytest.raises(InvalidArgumentError, match="together at most 1"):
+        GivenFrames(*shares)
+
+
+def test_given_frames_are_drawn_by_the_steps_key():
+    clips = torch.zeros(4, 1, 6, 1, 1)
+    step = TrainingStep(5, "denoiser", 3, (0, 1, 2, 3))
+    same, known = GivenFrames(0.5, 0.5)(clips, step)
+    assert same is clips
+    uniform = torch.stack([step.uniforms(i, "known", 8) for i in range(4)])
+    assert torch.equal(known, sample_known(uniform, 6, 0.5, 0.5))
+    assert known.any(1).all()
+    assert not known.all(1).any()
+
+
+def test_mark_given_shows_clean_frames_and_says_which():
+    x, clean = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2)
+    known = torch.tensor([[True, False, False, True], [False] * 4])
+    cond = Conditioning(known=known, clean=clean)
+    marked = mark_given(x, cond)
+    assert torch.equal(marked[0, :3, [0, 3]], clean[0, :, [0, 3]])
+    assert torch.equal(marked[0, :3, 1:3], x[0, :, 1:3])
+    assert torch.equal(marked[1, :3], x[1])
+    assert torch.equal(marked[:, 3, :, 0, 0], known.float())
+    for plain in (Conditioning(), replace(cond, replace=True)):  # the solver replaces frames by itself
+        assert torch.equal(mark_given(x, plain), torch.cat([x, torch.zeros_like(x[:, :1])], 1))
+
+
+def test_settings_come_from_the_data_and_survive_json():
+    config = SmallConfig(words=(), sample_fps=3.0).fitted(DATA)
+    assert (config.sample_frames, config.sample_size, config.sample_fps) == (6, (16, 16), 8.0)
+    assert set(config.words) == {word for text in DATA.texts() for word in text.split()}
+    assert config.max_words == max(len(text.split()) for text in DATA.texts())
+    pixels = torch.cat([sample.clip.flatten() for sample in DATA])
+    assert config.pixel_mean == pytest.approx(float(pixels.mean()), abs=1e-4)
+    assert config.pixel_std == pytest.approx(float(pixels.std()), abs=1e-3)
+    kept = SmallConfig(words=("cat",), max_words=3, pixel_mean=0.1, pixel_std=0.2).fitted(DATA)
+    assert (kept.words, kept.max_words, kept.pixel_mean, kept.pixel_std) == (("cat",), 3, 0.1, 0.2)
+    plain = json.loads(json.dumps(configs.to_dict(config)))
+    assert plain["prior"] == {"kind": "progressive", "a": 0.5}
+    assert configs.from_dict(SmallConfig, plain) == config
+
+
+def test_settings_build_what_they_describe():
+    config = SmallConfig(words=("cat", "dog"), max_words=2, pixel_mean=0.25, pixel_std=2.0)
+    config = replace(config, prediction_type="epsilon", beta_schedule="linear", num_train_timesteps=77)
+    clip = torch.rand(1, 3, 2, 4, 4)
+    folded = replace(config, patch=2).build_codec().encode(clip)
+    assert folded.shape == (1, 12, 2, 2, 2)
+    torch.testing.assert_close(folded.mean(), (clip.mean() - 0.25) / 2)
+    encoder = config.build_text_encoder(8, layers=3)
+    assert (encoder.encode(["cat dog"]).shape, encoder.config.layers) == ((1, 3, 8), 3)
+    scheduler = config.build_scheduler()
+    assert isinstance(scheduler, DDIMScheduler)
+    c = scheduler.config
+    assert (c.prediction_type, c.beta_schedule, c.num_train_timesteps) == ("epsilon", "linear", 77)
+    assert (c.clip_sample, c.timestep_spacing) == (False, "trailing")
+
+
+def test_defaults_and_plans_that_fit():
+    strategy = small(guidance_scale=2.5, num_inference_steps=7)
+    d = strategy.defaults
+    assert (d.num_frames, d.height, d.width, d.fps) == (6, 16, 16, 8.0)
+    assert (d.guidance_scale, d.num_inference_steps) == (2.5, 7)
+    assert strategy.prior == Progressive(0.5)
+    strategy.accepts(chunks(20, 6))
+    with pytest.raises(PlanError, match="covers 7 frames; small was trained on clips of 6"):
+        strategy.accepts(chunks(20, 7))
+    with pytest.raises(PlanError, match="spacing"):
+        strategy.accepts(keyframes(20, 6))
+    strategy = small(window=4)
+    with pytest.raises(PlanError, match="clips of 4"):
+        strategy.accepts(chunks(20, 6))
+    strategy.stride = None
+    strategy.accepts(keyframes(7, 4))
+
+
+def test_condition_has_the_prompt_of_the_first_new_frame_and_what_is_given():
+    strategy = small()
+    call = autoregressive(10, 6, 2).calls[1]  # frames 4..9, of which 4 and 5 are given
+    canvas = Canvas({slot: torch.full((12, 8, 8), float(slot[1])) for slot in call.given})
+    first, second = strategy.config.words[:2]
+    request = Request({0: first, 6: second}, "", 0, 10, 16, 16, 8.0, 3.0)
+    with torch.no_grad():
+        cond = strategy.condition(call, canvas, request)
+        texts = strategy.text_encoder.encode([second, ""])
+    torch.testing.assert_close(torch.cat([cond.tokens, cond.negative_tokens]), texts)
+    assert cond.known.tolist() == [[True, True, False, False, False, False]]
+    assert cond.clean[0, 0, :, 0, 0].tolist() == [4, 5, 0, 0, 0, 0]
+    x, t = torch.randn(1, 12, 6, 8, 8), torch.tensor([400])
+    with torch.no_grad():
+        guided = strategy.denoiser(call)(x, t, cond)
+        one, none = (strategy.predict(x, t, branch) for branch in (cond.positive(), cond.negative()))
+    torch.testing.assert_close(guided, none + 3 * (one - none))
+
+
+def test_without_prompts_nothing_is_guided_and_frozen_encoders_do_not_learn():
+    class Silent(Small):
+        component_types = {k: v for k, v in Small.component_types.items() if k != "text_encoder"}  # noqa: RUF012
+
+    strategy = small()
+    (stage,) = strategy.stages()
+    assert stage.components == ("text_encoder", "network")
+    strategy.modules["text_encoder"].frozen = True
+    (stage,) = strategy.stages()
+    assert stage.components == ("network",)
+    modules = {name: module for name, module in strategy.modules.items() if name != "text_encoder"}
+    silent = Silent(strategy.config, modules, strategy.scheduler)
+    assert silent.defaults.guidance_scale == 1.0
+    cond = silent.condition(silent.plan(6).calls[0], Canvas(), Request("", "", 0, 6, 16, 16, 8.0, 3.0))
+    assert cond.batch is None
+    (stage,) = silent.stages()
+    assert stage.condition(BATCH, silent.latents(BATCH), None, step_of(stage)).tokens is None
