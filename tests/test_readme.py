@@ -41,7 +41,8 @@ def place(tmp_path, monkeypatch):
 def test_sampling_block(place):
     picture = np.zeros((16, 16, 3), np.uint8)
     code = BLOCKS[0].replace("10_000", "40")
-    scope = {"first": picture, "last": picture}
+    clip = np.zeros((8, 16, 16, 3), np.uint8)
+    scope = {"first": picture, "last": picture, "clip": clip, "mask": [frame > 3 for frame in range(8)]}
     exec(compile(code, "README", "exec"), scope)
     assert scope["result"].frames.shape == (4, 64, 16, 16, 3)
     assert Video.load(place / "circle.mp4").num_frames == 64
