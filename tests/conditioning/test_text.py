@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.conditioning import VocabularyEncoder, drop, vocabulary
+from vidgen.conditioning import TextEncoder, VocabularyEncoder, drop, vocabulary
 from vidgen.errors import InvalidArgumentError
 
 CAPTIONS = ["a red circle moves left", "A blue square, bounces", "a well-known red square"]
@@ -106,3 +106,20 @@ def test_drop_empties_the_given_share_reproducibly() -> None:
 def test_probability_outside_zero_to_one_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match=r"1\.5"):
         drop(["a"], 1.5, np.random.default_rng(0))
+
+
+def test_check_refuses_what_encode_refuses_without_running_the_network(
+    encoder: VocabularyEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "forward", lambda ids: pytest.fail("the network ran"))
+    encoder.check(["a red circle", ""])
+    with pytest.raises(InvalidArgumentError, match=r"'cirle'.*'zzz'"):
+        encoder.check(["a red cirle", "zzz"])
+    with pytest.raises(InvalidArgumentError, match="7 words"):
+        encoder.check(["red", "red " * 7])
+
+
+def test_is_a_text_encoder_that_learns(encoder: VocabularyEncoder) -> None:
+    assert isinstance(encoder, TextEncoder)
+    assert not encoder.frozen
+    assert encoder.width == encoder.encode(["red"]).shape[2] == 16

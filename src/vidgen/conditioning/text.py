@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -13,7 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from vidgen.conditioning.encoder import TextEncoder, nearest
 from vidgen.errors import InvalidArgumentError
+from vidgen.nn import TransformerBlock
 from vidgen.shapes import Tokens
 
 __all__ = ["VocabularyEncoder", "drop", "split_words", "vocabulary"]
@@ -22,7 +23,7 @@ _WORD = re.compile(r"\w+(?:['-]\w+)*")
 _PAD, _START, _SPECIAL = 0, 1, 2
 
 
-class VocabularyEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
+class VocabularyEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
     """Prompts made of known words to token embeddings for cross-attention.
 
     A prompt is split into lower-case words, led by a start token and padded to a fixed length, so
@@ -54,17 +55,13 @@ class VocabularyEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         self._index = {word: i + _SPECIAL for i, word in enumerate(words)}
         self.embedding = nn.Embedding(len(words) + _SPECIAL, width)
         self.position = nn.Parameter(0.02 * torch.randn(max_words + 1, width))
-        layer = nn.TransformerEncoderLayer(
-            width,
-            heads,
-            4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.transformer = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(layers)))
         self.final_norm = nn.LayerNorm(width)
+
+    @property
+    def width(self) -> int:
+        """Features ``d`` of a token."""
+        return self.embedding.embedding_dim
 
     def forward(self, ids: Int[Tensor, "b n"]) -> Tokens:
         """Embeddings of token numbers from ``tokenize``."""
@@ -82,33 +79,40 @@ class VocabularyEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
             InvalidArgumentError: a word outside the vocabulary (all of them are named), or a
                 prompt longer than ``max_words``.
         """
+        self.check(texts)
+        length = len(self.position) - 1
+        split = [split_words(text) for text in texts]
+        rows = [
+            [_START, *(self._index[word] for word in words), *[_PAD] * (length - len(words))] for words in split
+        ]
+        return torch.tensor(rows, dtype=torch.long, device=self.position.device).reshape(len(rows), length + 1)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Refuse texts that cannot be tokenized.
+
+        Raises:
+            InvalidArgumentError: a word outside the vocabulary (all of them are named), or a
+                prompt longer than ``max_words``.
+        """
         split = [split_words(text) for text in texts]
         self._refuse_unknown(split)
-        length = self.config.max_words
+        length = len(self.position) - 1
         for text, words in zip(texts, split, strict=True):
             if len(words) > length:
                 raise InvalidArgumentError(
                     f"the prompt {text!r} has {len(words)} words; this encoder reads up to "
                     f"{length}. Shorten it, or train an encoder with a larger max_words."
                 )
-        rows = [
-            [_START, *(self._index[word] for word in words), *[_PAD] * (length - len(words))] for words in split
-        ]
-        return torch.tensor(rows, dtype=torch.long, device=self.position.device).reshape(len(rows), length + 1)
 
     def _refuse_unknown(self, prompts: Iterable[Sequence[str]]) -> None:
         unknown = {word for words in prompts for word in words if word not in self._index}
         if not unknown:
             return
-        named = [f"{word!r}{self._nearest(word)}" for word in sorted(unknown)]
+        named = [f"{word!r}{nearest(word, list(self._index))}" for word in sorted(unknown)]
         raise InvalidArgumentError(
             f"words this model never learnt: {', '.join(named)}. It knows: "
             f"{', '.join(self._index) or 'no word'}."
         )
-
-    def _nearest(self, word: str) -> str:
-        near = get_close_matches(word, self._index, n=1, cutoff=0.5)
-        return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def vocabulary(captions: Iterable[str]) -> list[str]:
