@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import get_timestep_embedding
+from einops import rearrange
+from kernels import Kernels
 from torch import nn
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import TemporalAttention, TemporalConv, temporal
+from vidgen.nn import TemporalAttention, TemporalConv, attention, attention_backend
 
 B, F, C = 2, 6, 8
 
@@ -88,18 +91,22 @@ def test_clips_of_a_batch_do_not_see_each_other(kind: type[nn.Module]) -> None:
 def test_attention_over_many_pixels_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     module = layer(TemporalAttention)
     whole = module(frames(), F)
-    monkeypatch.setattr(temporal, "_MOST_SEQUENCES", 5)
-    calls: list[int] = []
-    module.attention.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    assert torch.allclose(module(frames(), F), whole, atol=1e-6)
-    assert calls == [5, 5, 2]
+    monkeypatch.setattr(attention, "_MOST_SEQUENCES", 5)
+    with Kernels() as kernels, attention_backend("flash"):
+        assert torch.allclose(module(frames(), F), whole, atol=1e-6)
+    assert kernels.flash == 3  # 12 sequences as 5, 5, 2
 
 
-def test_attention_takes_diffusers_processors() -> None:
+def test_attention_has_its_positions_and_weights_where_diffusers_has_them() -> None:
+    """The layer is diffusers' attention over normalised, numbered frames."""
     module = layer(TemporalAttention)
-    before = module(frames(), F)
-    module.attention.set_processor(AttnProcessor())
-    assert torch.allclose(module(frames(), F), before, atol=1e-5)
+    theirs = Attention(C, heads=1, dim_head=C)
+    names = {name.replace("to_out.0", "to_out"): name for name in theirs.state_dict()}
+    theirs.load_state_dict({names[name]: value for name, value in module.attention.state_dict().items()})
+    sequences = rearrange(frames(), "(b f) c h w -> (b h w) f c", f=F)
+    hidden = module.norm(sequences) + get_timestep_embedding(torch.arange(F), C)
+    expected = rearrange(theirs(hidden), "(b h w) f c -> (b f) c h w", h=3, w=2)
+    assert torch.allclose(module(frames(), F), frames() + expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [TemporalConv, TemporalAttention])

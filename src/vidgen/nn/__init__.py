@@ -1,13 +1,30 @@
-"""Parts of networks that strategies share: temporal layers and the inflation of 2D networks."""
+"""Parts of networks that strategies share: attention, temporal layers, inflation of 2D networks."""
 
+from vidgen.nn.attention import attend, attention_backend, available_backends, current_backend
+from vidgen.nn.checkpointing import checkpoint
 from vidgen.nn.inflation import Inflation, TemporalLayers, widen_input, widen_unet
+from vidgen.nn.processor import AttentionProcessor, use_attend
+from vidgen.nn.rearrange import over_space, over_time
 from vidgen.nn.temporal import TemporalAttention, TemporalConv
+from vidgen.nn.transformer import CrossAttention, SelfAttention, TransformerBlock
 
 __all__ = [
+    "AttentionProcessor",
+    "CrossAttention",
     "Inflation",
+    "SelfAttention",
     "TemporalAttention",
     "TemporalConv",
     "TemporalLayers",
+    "TransformerBlock",
+    "attend",
+    "attention_backend",
+    "available_backends",
+    "checkpoint",
+    "current_backend",
+    "over_space",
+    "over_time",
+    "use_attend",
     "widen_input",
     "widen_unet",
 ]

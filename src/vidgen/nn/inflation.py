@@ -7,7 +7,7 @@ forward hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.nn.checkpointing import checkpoint
+from vidgen.nn.processor import AttendHandle, use_attend
 from vidgen.nn.temporal import TemporalAttention, TemporalConv
 
 __all__ = ["Inflation", "TemporalLayers", "widen_input", "widen_unet"]
@@ -129,6 +131,16 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             )
         return layers if layers.dtype == unet.dtype else layers.to(unet.dtype)
 
+    def enable_gradient_checkpointing(
+        self, gradient_checkpointing_func: Callable[..., Any] = checkpoint
+    ) -> None:
+        """Recompute attention in the backward pass, by default with the backend of the forward pass.
+
+        Args:
+            gradient_checkpointing_func: called with a function and its arguments, as diffusers does.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func)
+
     def at_sites(self) -> Iterator[tuple[str, nn.Module]]:
         """Each module path in the UNet with the layer that follows it, convolutions first."""
         for kind, sites in (
@@ -147,6 +159,9 @@ class Inflation:
     the following call, because gradient checkpointing runs them again during the backward pass:
     with checkpointing, finish that pass before a call with another number (torch raises otherwise).
 
+    The UNet's own attention goes through ``vidgen.nn.attend`` too, so that a call's backend is the
+    backend of all of it; the values are diffusers' own.
+
     Args:
         unet: the 2D network.
         temporal: layers made for it (``TemporalLayers.beside``).
@@ -159,7 +174,10 @@ class Inflation:
         _check_fit(unet, temporal)
         self._frames = _Frames()
         self.attached = True
-        self._handles: list[RemovableHandle] = [unet.register_forward_pre_hook(self._frames.begin)]
+        self._handles: list[RemovableHandle | AttendHandle] = [
+            use_attend(unet),
+            unet.register_forward_pre_hook(self._frames.begin),
+        ]
         for site, layer in temporal.at_sites():
             hook = _After(layer, self._frames)
             self._handles.append(unet.get_submodule(site).register_forward_hook(hook))
@@ -174,7 +192,7 @@ class Inflation:
             self._frames.coming = None
 
     def detach(self) -> None:
-        """Remove the hooks: the UNet is the plain 2D network again."""
+        """Remove the hooks and processors: the UNet is the plain 2D network again."""
         for handle in self._handles:
             handle.remove()
         self.attached = False

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import get_timestep_embedding
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import FrameBatch
+from vidgen.nn.checkpointing import checkpoint
+from vidgen.nn.rearrange import check_frames, over_time
+from vidgen.nn.transformer import SelfAttention
+from vidgen.nn.zero import zeroed
+from vidgen.shapes import FrameBatch, Tokens
 
 __all__ = ["TemporalAttention", "TemporalConv"]
-
-_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
-
-# CUDA launches attention with the batch as a grid dimension, which ends at 65,535.
-_MOST_SEQUENCES = 2**15
 
 
 class TemporalConv(nn.Module):
@@ -41,11 +37,11 @@ class TemporalConv(nn.Module):
         self.norm = nn.GroupNorm(norm_groups, channels)
         # A 1D convolution over f, written as 2D over (f, h*w): pixels stay contiguous.
         self.conv_in = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
-        self.conv_out = _zero(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
+        self.conv_out = zeroed(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
 
     def forward(self, frames: FrameBatch, num_frames: int) -> FrameBatch:
         """Mix each frame with its neighbours; ``frames`` is ``(b f) c h w``, f = ``num_frames``."""
-        _check_frames(frames, num_frames)
+        check_frames(frames, num_frames)
         height = frames.shape[-2]
         hidden = functional.silu(self.norm(frames))
         hidden = rearrange(hidden, "(b f) c h w -> b c f (h w)", f=num_frames)
@@ -58,8 +54,7 @@ class TemporalAttention(nn.Module):
     """Self-attention over the frames of a call at each pixel, added to its input.
 
     Sinusoidal embeddings of the position within the call make the order of frames visible. The
-    output projection starts at zero. The attention itself is diffusers' ``Attention``, so that its
-    processors and kernels can be chosen as usual.
+    output projection starts at zero.
 
     Args:
         channels: ``c``.
@@ -75,39 +70,23 @@ class TemporalAttention(nn.Module):
                 f"that divides {channels}."
             )
         self.norm = nn.LayerNorm(channels)
-        self.attention = Attention(channels, heads=heads, dim_head=channels // heads)
-        _zero(self.attention.to_out[0])
+        self.attention = SelfAttention(channels, heads, zero_init=True)
         # diffusers' names: `enable_gradient_checkpointing` of the owning model sets both.
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] = checkpoint
 
     def forward(self, frames: FrameBatch, num_frames: int) -> FrameBatch:
         """Let each pixel look along time; ``frames`` is ``(b f) c h w``, f = ``num_frames``."""
-        _check_frames(frames, num_frames)
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return frames + self._gradient_checkpointing_func(self.attend, frames, num_frames)
-        return frames + self.attend(frames, num_frames)
+            return frames + self._gradient_checkpointing_func(self.change, frames, num_frames)
+        return frames + self.change(frames, num_frames)
 
-    def attend(self, frames: FrameBatch, num_frames: int) -> FrameBatch:
+    def change(self, frames: FrameBatch, num_frames: int) -> FrameBatch:
         """What ``forward`` adds to its input."""
-        height, width = frames.shape[-2:]
-        hidden = self.norm(rearrange(frames, "(b f) c h w -> (b h w) f c", f=num_frames))
-        positions = torch.arange(num_frames, device=frames.device)
+        return over_time(self._attend, frames, num_frames)
+
+    def _attend(self, sequences: Tokens) -> Tokens:
+        hidden = self.norm(sequences)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
         hidden = hidden + get_timestep_embedding(positions, hidden.shape[-1]).to(hidden.dtype)
-        parts = [self.attention(part) for part in torch.split(hidden, _MOST_SEQUENCES)]
-        return rearrange(torch.cat(parts), "(b h w) f c -> (b f) c h w", h=height, w=width)
-
-
-def _zero(layer: _Layer) -> _Layer:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _check_frames(frames: Tensor, num_frames: int) -> None:
-    if num_frames < 1 or frames.shape[0] % num_frames:
-        raise InvalidArgumentError(
-            f"a batch of {frames.shape[0]} frames is no whole number of clips of {num_frames} "
-            "frames; flatten clips as '(b f) c h w' and pass their f as num_frames."
-        )
+        return self.attention(hidden)  # type: ignore[no-any-return]
