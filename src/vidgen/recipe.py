@@ -17,23 +17,37 @@ class TrainingConfig:
     Args:
         steps: optimisation steps of each stage.
         batch_size: clips per step over all processes and accumulation steps together.
-        micro_batch_size: clips per forward pass on one process; None is the whole share of a process.
+        micro_batch_size: clips per forward pass on one process; None is the whole share of a process. The
+            gradients are those of the whole batch, except that batch normalisation sees one micro-batch (of
+            all processes) at a time.
+        gradient_checkpointing: recompute activations in the backward pass, in the components that can.
         learning_rate: AdamW's, after warm-up.
         lr_schedule: one of diffusers' schedules; ``"constant_with_warmup"`` or ``"cosine"``, say.
         warmup_steps: steps over which the learning rate rises from 0.
         weight_decay, betas: AdamW's.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
         ema_decay: decay of the averaged weights that are sampled from; None keeps none.
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (CUDA only). Networks run in it; weights, losses
+            and optimisers stay in float32. bf16 is slow on a CPU that does not know it.
         seed: of the initial weights, the order of the data and the training noise.
         checkpoint_every, log_every: in steps.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
         num_workers: processes that read clips; 0 reads in the training process.
+        cache_latents: keep the codec's latents on disk, for data without random views.
+        validation: share of the sources, chosen by their content, that is held out of training; 0 is none.
+        validate_every: steps from one validation to the next (and one at the end of each stage).
+        validation_batches: batches of a validation; always the same clips and the same noise.
+        sample_every: in the last stage, steps from one set of sample videos to the next (and one at the
+            end); None makes none.
+        sample_prompts: what the samples show; by default the first captions of the data.
+        trackers: where values go besides the log: ``"tensorboard"``, or a name that accelerate knows, such
+            as ``"wandb"``.
     """
 
     steps: int = 1000
     batch_size: int = 8
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool = False
     learning_rate: float = 1e-4
     lr_schedule: str = "constant_with_warmup"
     warmup_steps: int = 100
@@ -47,6 +61,13 @@ class TrainingConfig:
     log_every: int = 50
     keep_checkpoints: int = 2
     num_workers: int = 0
+    cache_latents: bool = False
+    validation: float = 0.0
+    validate_every: int = 500
+    validation_batches: int = 4
+    sample_every: int | None = None
+    sample_prompts: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ class Stage(ABC):
         """Yield losses in the order in which they are descended.
 
         After each one the trainer steps its optimiser, so a generator that goes on after ``yield`` sees
-        the updated weights.
+        the updated weights (in validation no optimiser steps). Each loss is a float32 scalar with a graph
+        of its own, the mean over the batch's clips, so that a batch may be cut anywhere.
         """
 
 
@@ -362,10 +363,13 @@ class Strategy(ABC):
         return solve(self.denoiser(call), start, cond)
 
     def latents(self, batch: ClipBatch) -> Latents:
-        """Return the codec's latents of a training batch, b c f h w, without gradients."""
+        """Return the codec's latents of a training batch, b c f h w, without gradients.
+
+        Mixed precision does not reach the codec: cached latents and fresh ones are the same.
+        """
         if batch.latents is not None:
             return batch.latents
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.codec.encode(batch.clip)
 
     def batch_key(self, call: Call) -> tuple[Any, ...]:

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from tiny_vaes import clip, column, kl, normal, peak_beside_result, tiny
 
 from vidgen.codecs import ImageCodec, base
 from vidgen.errors import InvalidArgumentError
+from vidgen.nn import attention_backend
 from vidgen.weights import weight_hash
 
 
@@ -83,6 +85,18 @@ def test_fitted_latents_have_unit_variance(per_channel: bool) -> None:
     assert len(set(codec.std)) == (3 if per_channel else 1)
     restored, plain = codec.decode(codec.encode(clips[0])), ImageCodec(vae)
     assert torch.allclose(restored, plain.decode(plain.encode(clips[0])), atol=1e-5)
+
+
+def test_attention_goes_through_the_one_entry_point() -> None:
+    vae = kl()
+    plain = vae.encode(clip()[:, :, 0]).latent_dist.mode()
+    codec = ImageCodec(vae)
+    assert any(isinstance(module, Attention) for module in vae.modules())
+    for backend, shift in (("sdpa", 0.0), ("math", 1e-6)):
+        with attention_backend(backend):
+            assert torch.allclose(vae.encode(clip()[:, :, 0]).latent_dist.mode(), plain, atol=shift)
+    with attention_backend("cudnn"), pytest.raises(InvalidArgumentError, match="cudnn"):
+        codec.encode(clip())
 
 
 def test_a_long_clip_never_enters_the_vae_whole(monkeypatch: pytest.MonkeyPatch) -> None:

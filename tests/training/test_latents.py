@@ -36,7 +36,7 @@ KEYS = [bytes([i]) * 16 for i in range(8)]
 class Net(FrameCodec):
     """A small network; ``offset`` is neither weight nor setting, as constants in code are."""
 
-    channels, space_factor = 4, 2
+    channels, space_factor, decode_frames = 4, 2, None
 
     def __init__(self, seed: int = 0, offset: float = 0.0) -> None:
         super().__init__()
@@ -51,9 +51,6 @@ class Net(FrameCodec):
         self.seen.append(len(frames))
         return self.move(self.net(frames))
 
-    def decode_frames(self, latents):
-        raise AssertionError("nothing is decoded here")
-
 
 def load(dataset, cache, steps=8, workers=0, batch_size=3, start=0):
     sampler = StepSampler(len(dataset), 0, batch_size, range(start, steps), 0, 1)
@@ -64,14 +61,11 @@ def equal(one, two):
     return all(torch.equal(a.latents, b.latents) for a, b in zip(one, two, strict=True))
 
 
-def shown(found):
-    """The video and the frames of every clip."""
-    rows = [row for b in found for row in zip(b.index.tolist(), b.frames.tolist(), strict=True)]
-    return [(index, tuple(frames)) for index, frames in rows]
+def shown(found):  # the video and the frames of every clip
+    return [(i, tuple(f)) for b in found for i, f in zip(b.index.tolist(), b.frames.tolist(), strict=True)]
 
 
-def counted(dataset, monkeypatch):
-    """Count the clips that ``dataset`` reads."""
+def counted(dataset, monkeypatch):  # the clips that it reads
     reads, read = [], dataset.read
     monkeypatch.setattr(dataset, "read", lambda *key: reads.append(key) or read(*key))
     return reads
@@ -89,8 +83,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def folder(root: Path, **changes) -> VideoFolder:
-    arguments = {"clip_length": 4, "size": 16, "progress": False, **changes}
-    return VideoFolder(root, **arguments)
+    return VideoFolder(root, **{"clip_length": 4, "size": 16, "progress": False, **changes})
 
 
 def test_latents_are_the_codecs_own_and_everything_else_is_as_without(tmp_path):
@@ -490,9 +483,9 @@ def test_only_stages_that_leave_codec_and_pixels_alone_have_a_cache(tmp_path, ca
         "stage 'plain' trains the codec, so no latents are cached for it",
         "stage 'plain' needs pixels, so no latents are cached for it",
     ]
-    for trained_codec in (Net().train(), Net().requires_grad_(True)):
+    for trained in (Net().train(), Net().requires_grad_(True)):
         with pytest.raises(InvalidArgumentError, match="Net is being trained"):
-            LatentCache(tmp_path, trained_codec)
+            LatentCache(tmp_path, trained)
 
 
 def test_what_was_done_is_logged_even_if_training_stops(tmp_path, caplog):

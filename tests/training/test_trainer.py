@@ -4,56 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import nn
+from trainings import RECIPE, log, raw, trainer, weights
 
-from toy import Toy, ToyConfig, ToyStage, toy
-from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError
-from vidgen.recipe import Recipe, TrainingConfig
+from toy import Toy, ToyStage, toy
+from vidgen.codecs import PixelCodec
+from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError, UnknownNameError
 from vidgen.strategy import Loss, OptimizerGroup
 from vidgen.training import Trainer
 from vidgen.training.batches import StepSampler
-from vidgen.video.dataset import DataConfig
-
-RECIPE = Recipe(
-    strategy="toy",
-    model=ToyConfig(),
-    data=DataConfig(path="shapes", clip_length=4, size=16, videos=5, frames=8),
-    training=TrainingConfig(
-        steps=12,
-        batch_size=4,
-        learning_rate=1e-2,
-        warmup_steps=2,
-        ema_decay=0.9,
-        checkpoint_every=5,
-        log_every=3,
-    ),
-)
-
-
-def trainer(out: Path, strategy: Toy | None = None, **changes) -> Trainer:
-    recipe = replace(RECIPE, training=replace(RECIPE.training, **changes))
-    return Trainer(recipe, out, strategy=strategy or toy(), progress=False, device="cpu")
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / "model" / "network" / "diffusion_pytorch_model.safetensors")
-
-
-def raw(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / "state" / "tensors.safetensors")
+from vidgen.video.dataset import open_dataset
 
 
 def test_run_writes_checkpoints_log_and_recipe(tmp_path):
-    last = trainer(tmp_path, steps=40).run()
+    last = trainer(tmp_path, data=open_dataset(RECIPE.data), steps=40).run()
     assert last == tmp_path / "checkpoints" / "step-00000040"
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-00000035", "step-00000040"]  # keep_checkpoints=2, nothing half-written
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = log(tmp_path)
     assert [line["step"] for line in lines] == [*range(3, 40, 3), 40]
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert 0 < lines[0]["mean_t"] < 1000
@@ -101,6 +72,52 @@ def test_longer_run_goes_on_from_the_raw_weights(tmp_path):
     assert trainer(tmp_path / "cut").run() == resumed  # nothing left to do
 
 
+def test_workers_read_the_same_and_resume_exactly(tmp_path):
+    alone = trainer(tmp_path / "alone", toy(dropout=0.3), steps=6).run()
+    whole = trainer(tmp_path / "whole", toy(dropout=0.3), steps=6, num_workers=2).run()
+    trainer(tmp_path / "cut", toy(dropout=0.3), steps=3, num_workers=2).run()
+    resumed = trainer(tmp_path / "cut", toy(dropout=0.3), steps=6, num_workers=2).run()
+    for other in (whole, resumed):
+        assert all(torch.equal(raw(other)[key], value) for key, value in raw(alone).items())
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path):
+    strategy = toy(dropout=0.3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    trainer(tmp_path, strategy, steps=2).run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_group_may_have_betas_of_its_own(tmp_path, monkeypatch):
+    seen = []
+
+    def optimizers(self):
+        weight, bias = self.strategy.parameters_of("network")
+        return (OptimizerGroup("denoiser", (weight,), betas=(0.0, 0.9)), OptimizerGroup("denoiser", (bias,)))
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(ToyStage, "optimizers", optimizers)
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self: (seen.append([g["betas"] for g in self.param_groups]), step(self)),
+    )
+    run = trainer(tmp_path, steps=1, betas=(0.8, 0.95), warmup_steps=0, max_grad_norm=None, ema_decay=None)
+    before = [p.detach().clone() for p in run.strategy.parameters_of("network")]
+    state = raw(run.run())
+    assert seen == [[(0.0, 0.9), (0.8, 0.95)]]
+    first = {key.rpartition("/")[2]: state[key] for key in state if "state/0/" in key}
+    second = {key.rpartition("/")[2]: state[key] for key in state if "state/1/" in key}
+    # After one step: m = (1 - beta1) g, v = (1 - beta2) g^2 (Adam, algorithm 1).
+    for found, (one, two) in ((first, (0.0, 0.9)), (second, (0.8, 0.95))):
+        gradient = found["exp_avg"] / (1 - one)
+        torch.testing.assert_close(found["exp_avg_sq"], (1 - two) * gradient.square())
+    assert all(
+        (p - q).abs().max() > 0 for p, q in zip(before, run.strategy.parameters_of("network"), strict=True)
+    )
+
+
 def test_another_seed_gives_other_weights(tmp_path):
     a, b = trainer(tmp_path / "a").run(), trainer(tmp_path / "b", seed=1).run()
     assert not torch.equal(weights(a)["conv.weight"], weights(b)["conv.weight"])
@@ -126,7 +143,7 @@ def test_stages_run_in_order_and_a_later_one_never_changes_an_earlier(tmp_path):
     assert not torch.equal(raw(first)["/weights/network/conv.weight"], weights(first)["conv.weight"])
     torch.testing.assert_close(raw(last)["/weights/network/conv.weight"], weights(last)["conv.weight"])
     assert abs(number - average) < abs(1 - average)
-    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    lines = log(tmp_path / "two")
     assert [line["stage"] for line in lines] == ["denoiser"] * 4 + ["scale"] * 4
     assert [line["step"] for line in lines] == list(range(3, 25, 3))
 
@@ -211,13 +228,116 @@ def test_a_loss_leaves_nothing_in_what_another_optimiser_trains(tmp_path, monkey
     assert all(left is None or left == 0 for left in seen)
 
 
+def test_losses_must_name_an_optimiser_and_reach_it(tmp_path, monkeypatch):
+    def losses(name):
+        def yielding(self, batch, step):
+            weight, _ = self.strategy.parameters_of("network")
+            yield Loss(name, weight.square().sum())
+
+        return yielding
+
+    monkeypatch.setattr(ToyStage, "losses", losses("denoise"))
+    with pytest.raises(
+        UnknownNameError, match=r"optimiser of stage 'denoiser' 'denoise'. Did you mean 'denoiser'"
+    ):
+        trainer(tmp_path / "a").run()
+    parameters = Toy.parameters_of
+    monkeypatch.setattr(
+        ToyStage,
+        "optimizers",
+        lambda self: (OptimizerGroup("other", parameters(self.strategy, "network")[1:]),),
+    )
+    monkeypatch.setattr(ToyStage, "losses", losses("other"))
+    with pytest.raises(
+        TrainingError, match=r"'other' in stage 'denoiser' gave none of its parameters a gradient"
+    ):
+        trainer(tmp_path / "b").run()
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
+    trainer(tmp_path, steps=7).run()
+    (tmp_path / "samples").mkdir()
+    ours = [
+        ".recipe.json.77.tmp",
+        ".log.jsonl.tmp",
+        "checkpoints/.step-00000009.tmp",
+        "samples/.step-00000009.old",
+    ]
+    theirs = [".notes.tmp", "checkpoints/.best.old"]
+    for name in (*ours, *theirs):
+        path = tmp_path / name
+        path.mkdir() if "step" in name else path.write_text("x")
+    trainer(tmp_path).run()
+    assert not any((tmp_path / name).exists() for name in ours)
+    assert all((tmp_path / name).exists() for name in theirs)
+
+
+def test_state_of_another_format_is_refused(tmp_path):
+    file = trainer(tmp_path, steps=2).run() / "state" / "trainer.json"
+    file.write_text(file.read_text().replace('"format": 2', '"format": 1', 1))
+    with pytest.raises(
+        CheckpointError, match=r"has state format 1; expected 2. Resume with the vidgen that wrote"
+    ):
+        trainer(tmp_path).run()
+
+
+class LearntCodec(PixelCodec):
+    """Has a weight, so that its latents are worth keeping; counts what it encodes."""
+
+    def __init__(self, patch=2):
+        super().__init__(patch=patch)
+        self.scale, self.encoded = nn.Parameter(torch.tensor(0.7)), 0
+
+    def encode_frames(self, frames):
+        self.encoded += len(frames)
+        return super().encode_frames(frames) * self.scale
+
+
+def test_latents_from_the_cache_train_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDGEN_CACHE", str(tmp_path / "cache"))
+    losses = ToyStage.losses
+
+    def through_latents(self, batch, step):
+        s, encode = self.strategy, self.strategy.codec.encode
+        latents = s.latents(batch)
+        s.codec.encode = lambda clip: latents
+        try:
+            (loss,) = losses(self, batch, step)
+        finally:
+            s.codec.encode = encode
+        yield loss
+
+    monkeypatch.setattr(ToyStage, "losses", through_latents)
+    monkeypatch.setattr(ToyStage, "needs_pixels", False)
+    results, encoded = [], []
+    for name, cached in (("plain", False), ("cold", True), ("warm", True)):
+        strategy = toy()
+        strategy.modules["codec"] = strategy.codec = LearntCodec()
+        run = trainer(
+            tmp_path / name,
+            strategy,
+            data=open_dataset(RECIPE.data),
+            cache_latents=cached,
+            validation=0.4,
+            validate_every=3,
+            num_workers=0,
+        )
+        results.append((raw(run.run()), [line["validation/loss"] for line in log(tmp_path / name)]))
+        encoded.append(strategy.codec.encoded)
+    assert all(torch.equal(results[1][0][key], value) for key, value in results[2][0].items())
+    assert results[1][1] == results[2][1]
+    for key, value in results[0][0].items():
+        torch.testing.assert_close(results[1][0][key], value, rtol=1e-4, atol=1e-6)
+    assert encoded[2] < 10 < encoded[1] < encoded[0] / 2  # the probe that names the codec, and nothing else
+
+
 def test_torn_log_and_foreign_folders_do_not_stop_a_resume(tmp_path):
     trainer(tmp_path, steps=7).run()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 8, "st')
     (tmp_path / "checkpoints" / "step-best").mkdir()
     trainer(tmp_path).run()
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = log(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 7, 9, 12]
 
 

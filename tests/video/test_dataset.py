@@ -433,10 +433,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(ShapesDataset(2, num_frames=8, size=16), tmp_path / "clips")
     (tmp_path / "file").write_text("in the way")
+    taken = tmp_path / "file"
     with caplog.at_level(logging.WARNING, "vidgen.video"):
-        found = VideoFolder(
-            tmp_path / "clips", clip_length=4, size=16, cache_dir=tmp_path / "file", progress=False
-        )
+        found = VideoFolder(tmp_path / "clips", clip_length=4, size=16, cache_dir=taken, progress=False)
     assert (len(found), found.broken) == (2, {})
     assert sum("cannot write the index cache" in r.message for r in caplog.records) == 1
 
@@ -465,8 +464,6 @@ def test_locate_says_what_read_will_return_without_opening_a_file(
 
 
 def test_content_names_what_the_pixels_are_made_of(shapes: Path, copy: Path) -> None:
-    """One name for the same pixels, another for others, none for random crops."""
-
     def content(root: Path = shapes, index: int = 0, **view) -> str | None:
         return VideoFolder(root, clip_length=4, progress=False, **view).locate(index, 0).content
 

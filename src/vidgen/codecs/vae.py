@@ -18,6 +18,7 @@ from vidgen.codecs.files import checked_format, read_module, read_object, write_
 from vidgen.codecs.moments import Moments
 from vidgen.config import write_json
 from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.nn import use_attend
 
 __all__ = ["SETTINGS", "Scale", "VaeCodec"]
 
@@ -81,6 +82,7 @@ class VaeCodec(Codec):
         if tile is not None:
             self._check_tile(tile)
         self._set_options()
+        use_attend(vae)  # its attention is chosen like every other network's; the values are diffusers' own
 
     @classmethod
     def fit(

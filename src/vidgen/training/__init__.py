@@ -1,5 +1,6 @@
 """Training: one loop on accelerate that runs any strategy's stages."""
 
+from vidgen.training.trackers import AccelerateTracker, TensorBoardTracker, Tracker, VideoTracker
 from vidgen.training.trainer import Trainer, train
 
-__all__ = ["Trainer", "train"]
+__all__ = ["AccelerateTracker", "TensorBoardTracker", "Tracker", "Trainer", "VideoTracker", "train"]

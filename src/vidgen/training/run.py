@@ -6,12 +6,18 @@ out/
   checkpoints/step-00000500/
     model/                    the strategy, averaged weights: what is sampled from
     state/                    all that an exact resume needs
+  samples/step-00000500/      videos made on the way
+  tensorboard/                the log for TensorBoard
+
+A run may be killed at any moment: whatever has its final name is complete, what has not (``.NAME.tmp``,
+``.NAME.old``) is removed when the run goes on.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -34,7 +40,16 @@ _FREE = {
     "training.keep_checkpoints",
     "training.log_every",
     "training.num_workers",
+    "training.gradient_checkpointing",
+    "training.cache_latents",
+    "training.validate_every",
+    "training.validation_batches",
+    "training.sample_every",
+    "training.sample_prompts",
+    "training.trackers",
 }
+
+_LEFTOVER = re.compile(r"\.(recipe\.json|log\.jsonl|step-\d+)\b.*\.(tmp|old)")
 
 
 class RunFolder:
@@ -52,7 +67,7 @@ class RunFolder:
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
         index = folder / "recipe.json"
-        if folder.exists() and any(folder.iterdir()) and not index.is_file():
+        if _strangers(folder) and not index.is_file():
             raise CheckpointError(
                 f"{folder} is not empty and holds no recipe.json; expected a new folder, or one of a run. "
                 "Give another --out."
@@ -94,9 +109,20 @@ class RunFolder:
         target = self.checkpoint(step)
         with replaced_folder(target) as temporary:
             write(temporary)
+            _sync(temporary)
         for old in self.steps()[: -max(keep, 1)]:
-            shutil.rmtree(self.checkpoint(old))
+            path = self.checkpoint(old)
+            doomed = path.with_name(f".{path.name}.tmp")  # half-deleted, it must not pass for a checkpoint
+            path.rename(doomed)
+            shutil.rmtree(doomed)
         return target
+
+    def clean(self) -> None:
+        """Remove what a killed run left half-written."""
+        for place in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+            for path in place.glob(".*") if place.is_dir() else ():
+                if _LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest checkpoint's state, or None where there is none."""
@@ -117,6 +143,27 @@ class RunFolder:
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             temporary.replace(path)
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """Return what is in ``folder`` beside the index that is being written.
+
+    A first start may have been killed just then, or another process of this run may be there.
+    """
+    paths = folder.iterdir() if folder.exists() else ()
+    return [path for path in paths if not _LEFTOVER.fullmatch(path.name)]
+
+
+def _sync(folder: Path) -> None:
+    """Have the disk hold everything in ``folder``, so that its final name never stands for less."""
+    if os.name != "posix":  # others cannot open a folder
+        return
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _step_of(line: str) -> float:

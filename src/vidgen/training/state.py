@@ -1,10 +1,11 @@
-"""The trainer's own state on disk: weights, optimisers, averages and random state, exactly.
+"""The trainer's own state on disk: weights, optimisers and averages, exactly.
 
     state/
       trainer.json          stage, step, scalar state of optimisers and learning-rate schedules
       tensors.safetensors   every tensor, by path
 
-accelerate's ``save_state`` pickles; this does not.
+accelerate's ``save_state`` pickles; this does not. There is no random state: all that is random is a function
+of the seed and the step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,8 +21,9 @@ from torch import Tensor
 from vidgen import config as configs
 from vidgen.errors import CheckpointError
 
-__all__ = ["flatten", "load_state", "random_state", "restore_random_state", "save_state", "unflatten"]
+__all__ = ["flatten", "load_state", "save_state", "unflatten"]
 
+FORMAT = 2
 _TENSOR = "__tensor__"
 
 
@@ -61,7 +62,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     described = flatten(state, "", tensors)
     save_file(tensors, folder / "tensors.safetensors")
-    configs.write_json(folder / "trainer.json", {"format": 1, "state": described})
+    configs.write_json(folder / "trainer.json", {"format": FORMAT, "state": described})
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -78,26 +79,10 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"{folder} holds no complete training state ({error}). Delete this checkpoint to go on from the "
             "one before it."
         ) from error
-    if index.get("format") != 1:
+    if index.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} has state format {index.get('format')!r}; expected 1. Resume with the vidgen that "
-            "wrote it."
+            f"{folder} has state format {index.get('format')!r}; expected {FORMAT}. Resume with "
+            "the vidgen that wrote it."
         )
     state: dict[str, Any] = unflatten(index["state"], tensors)
     return state
-
-
-def random_state() -> dict[str, Tensor]:
-    """Return torch's random state (dropout draws from it), of the CPU and every GPU."""
-    state = {"cpu": torch.get_rng_state()}
-    for i in range(torch.cuda.device_count()):
-        state[f"cuda-{i}"] = torch.cuda.get_rng_state(i)
-    return state
-
-
-def restore_random_state(state: Mapping[str, Tensor]) -> None:
-    """Put back what ``random_state`` returned; GPUs that are not there are left out."""
-    torch.set_rng_state(state["cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda-{i}" in state:
-            torch.cuda.set_rng_state(state[f"cuda-{i}"], i)

@@ -7,46 +7,36 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from vidgen import checkpoint, plugins
-from vidgen.devices import checked_device
-from vidgen.errors import InvalidArgumentError, TrainingError
+from vidgen.errors import InvalidArgumentError
+from vidgen.nn import batch_norm
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.strategy import Stage, Strategy, TrainingStep
-from vidgen.training.batches import StepSampler, batches, micro_batches
+from vidgen.strategy import Strategy
+from vidgen.training.batches import StepSampler, batches
+from vidgen.training.descent import Descent
+from vidgen.training.latents import LatentCache
+from vidgen.training.precision import check_precision
+from vidgen.training.processes import Processes
 from vidgen.training.run import RunFolder
-from vidgen.training.state import random_state, restore_random_state, save_state
-from vidgen.video.dataset import ClipBatch, ClipDataset, open_dataset
+from vidgen.training.running import Running, begin_stage, check_stage
+from vidgen.training.samples import Samples
+from vidgen.training.state import save_state
+from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open_trackers
+from vidgen.training.validation import Validation, hold_out
+from vidgen.video.dataset import ClipDataset, open_dataset
 
 __all__ = ["Trainer", "train"]
 
 logger = logging.getLogger("vidgen")
-
-
-@dataclass
-class _Running:
-    """One stage while it runs."""
-
-    stage: Stage
-    optimizers: dict[str, Any]
-    schedules: dict[str, Any]
-    parameters: list[nn.Parameter]
-    ema: EMAModel | None
-    step: int = 0
-    logs: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -58,6 +48,7 @@ class Trainer:
         dataset: the clips, if not those that ``recipe.data`` names.
         strategy: the strategy to train (a pretrained one, say) instead of a fresh one; the recipe's
             strategy and model are then its own.
+        trackers: objects that take the log's values, besides those that the recipe names.
         resume: False refuses a folder that already holds a run.
         progress: show a progress bar.
         device: where to train; None leaves it to accelerate.
@@ -65,7 +56,8 @@ class Trainer:
     Raises:
         CheckpointError: ``out`` holds something else, or a run of another recipe.
         VideoError: the data cannot be read.
-        UnknownNameError: no such strategy.
+        UnknownNameError: no such strategy or tracker.
+        MissingDependencyError: a tracker's package is not installed.
         InvalidArgumentError: no such device, or settings that cannot be.
 
     Attributes:
@@ -79,32 +71,47 @@ class Trainer:
         *,
         dataset: ClipDataset | None = None,
         strategy: Strategy | None = None,
+        trackers: Sequence[Tracker] = (),
         resume: bool = True,
         progress: bool = True,
         device: str | None = None,
     ) -> None:
-        _check_training(recipe.training)
-        self.dataset = open_dataset(recipe.data) if dataset is None else dataset
+        check_training(recipe.training)
+        check_trackers(recipe.training.trackers)
+        self.config = recipe.training
+        whole = open_dataset(recipe.data) if dataset is None else dataset
+        self.dataset, held_out = hold_out(whole, self.config.validation)
         if strategy is not None:
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
         else:
             strategy_class = plugins.load(plugins.STRATEGIES, recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
-            strategy = checkpoint.build(strategy_class, recipe.model, seed=recipe.training.seed)
-        self.recipe, self.config = recipe, recipe.training
-        wanted = checked_device(device)
-        if wanted.type == "cuda" and device is not None:
-            torch.cuda.set_device(wanted)
-        self.folder = RunFolder(Path(out).expanduser(), recipe, resume=resume)
-        self.accelerator = Accelerator(
-            mixed_precision=self.config.mixed_precision,
-            cpu=wanted.type == "cpu",
-            step_scheduler_with_optimizer=False,
-        )
-        self.strategy = strategy.to(self.accelerator.device)
-        self.progress = progress and self.accelerator.is_main_process
+            strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
+        self.recipe = recipe
+        self.processes = Processes(device)
+        check_precision(self.config.mixed_precision, self.processes.device)
+        self.strategy = strategy.to(self.processes.device)
+        out = Path(out).expanduser()
+        self._prepare(out, held_out)
+        self.folder = RunFolder(out, recipe, resume=resume)
+        self.progress = progress and self.processes.main
+        self._own_trackers, self._trackers = tuple(trackers), list[Tracker]()
         self._stop = False
         self._offset = 0  # global step at which the current stage began
+
+    def _prepare(self, out: Path, held_out: ClipDataset | None) -> None:
+        """Make what runs beside the training, and refuse now what would fail later."""
+        config = self.config
+        for stage in self.strategy.stages():
+            check_stage(self.strategy, stage, config)
+            if self.processes.world > 1:
+                for name in stage.components:
+                    batch_norm.convert(self.strategy.modules[name])
+        self._descent = Descent(config, self.processes, self._kept)
+        self._validation = None if held_out is None else Validation(held_out, config, self.processes)
+        self._samples = None
+        if config.sample_every is not None:
+            self._samples = Samples(out, self.strategy, self.dataset, config)
 
     def run(self) -> Path:
         """Train to the end and return the folder of the last checkpoint.
@@ -114,58 +121,36 @@ class Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite; the last checkpoint stays as it was.
         """
-        torch.manual_seed(self.config.seed)
+        self.processes.wait()  # all have opened the folder
+        if self.processes.main:
+            self.folder.clean()
+        self.processes.wait()
         state = self.folder.load()
-        stages = self.strategy.stages()
-        first = 0 if state is None else int(state["stage"])
-        if state is None:
-            self._cut_log(0)  # of a run that ended before its first checkpoint
-        with self._graceful_interrupt():
-            for number in range(first, len(stages)):
-                running = self._start(stages[number])
-                if state is not None:
-                    self._restore(running, state)
-                    state = None
-                self._run_stage(running, number)
+        step = 0 if state is None else int(state["offset"]) + int(state["running"]["step"])
+        if self.processes.main:
+            self.folder.cut_log(step)
+            opened = open_trackers(self.config.trackers, self.folder.folder, step=step)
+            self._trackers = [*self._own_trackers, *opened]
+        devices = range(torch.cuda.device_count())
+        try:
+            with self._graceful_interrupt(), torch.random.fork_rng(devices=devices):
+                self._run_stages(state)
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
         return self.folder.checkpoint(self.folder.steps()[-1])
 
-    def _start(self, stage: Stage) -> _Running:
-        for name, module in self.strategy.modules.items():
-            trained = name in stage.components
-            module.train(trained).requires_grad_(trained)
-        named: dict[str, list[dict[str, Any]]] = {}
-        parameters: list[nn.Parameter] = []
-        for group in stage.optimizers():
-            decay = self.config.weight_decay if group.weight_decay is None else group.weight_decay
-            lr = self.config.learning_rate * group.lr_scale
-            chosen = list(group.parameters)
-            named.setdefault(group.name, []).append({"params": chosen, "lr": lr, "weight_decay": decay})
-            parameters += chosen
-        optimizers = {
-            name: self.accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=self.config.betas))
-            for name, groups in named.items()
-        }
-        schedules = {name: self._schedule(optimizer) for name, optimizer in optimizers.items()}
-        return _Running(stage, optimizers, schedules, parameters, self._average(parameters))
+    def _run_stages(self, state: Mapping[str, Any] | None) -> None:
+        stages = self.strategy.stages()
+        first = 0 if state is None else int(state["stage"])
+        for number in range(first, len(stages)):
+            running = begin_stage(self.strategy, stages[number], self.config, self.processes.device)
+            if state is not None:
+                self._restore(running, state)
+                state = None
+            self._run_stage(running, number)
 
-    def _schedule(self, optimizer: Any) -> Any:
-        try:
-            return get_scheduler(
-                self.config.lr_schedule,
-                optimizer,
-                num_warmup_steps=self.config.warmup_steps,
-                num_training_steps=self.config.steps,
-            )
-        except ValueError as error:
-            raise InvalidArgumentError(f"lr_schedule {self.config.lr_schedule!r}: {error}.") from error
-
-    def _average(self, parameters: list[nn.Parameter]) -> EMAModel | None:
-        if self.config.ema_decay is None:
-            return None
-        # The warm-up lets the average forget the initial weights in short runs.
-        return EMAModel(parameters, decay=self.config.ema_decay, use_ema_warmup=True, power=0.75)
-
-    def _run_stage(self, running: _Running, number: int) -> None:
+    def _run_stage(self, running: Running, number: int) -> None:
         # Data go on from stage to stage.
         steps = range(self._offset + running.step, self._offset + self.config.steps)
         sampler = StepSampler(
@@ -173,8 +158,8 @@ class Trainer:
             self.config.seed,
             self.config.batch_size,
             steps,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            self.processes.rank,
+            self.processes.world,
         )
         bar = tqdm(
             total=self.config.steps,
@@ -183,116 +168,65 @@ class Trainer:
             unit="step",
             disable=not self.progress,
         )
+        if self.config.cache_latents:  # only now has the codec the weights that it will keep
+            cache_dir = self.recipe.data.cache_dir
+            running.cache = LatentCache.for_stage(running.stage, self.strategy.codec, cache_dir)
         with bar:
-            for batch in batches(self.dataset, sampler, self.config.num_workers):
+            for batch in batches(self.dataset, sampler, self.config.num_workers, running.cache):
                 began = time.perf_counter()
-                logs = self._step(running, batch, sampler.positions)
-                running.step += 1
-                logs["seconds"] = time.perf_counter() - began
+                logs = self._descent(running, batch, sampler.positions)
+                running.note(logs | {"seconds": time.perf_counter() - began})
                 bar.update()
                 bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-                self._after_step(running, number, logs)
+                self._after_step(running, number)
         self._finish_stage(running, number)
 
-    def _after_step(self, running: _Running, number: int, logs: dict[str, float]) -> None:
-        for name, value in logs.items():
-            running.logs.setdefault(name, []).append(value)
+    def _after_step(self, running: Running, number: int) -> None:
+        """Validate, log, sample and save where it is time to.
+
+        In this order: a run killed on the way goes on from the checkpoint before, and does it all again.
+        """
+        line: dict[str, float] = {}
+        if self._validation is not None and self._due(running, self.config.validate_every):
+            line = self._validation(running)
+        if self._due(running, self.config.log_every):
+            running.share_logs(self.processes)
+            line = running.take_means() | line
+        if line and self.processes.main:
+            self._log(running, line)
+        last = number == len(self.strategy.stages()) - 1
+        if last and self.config.sample_every is not None and self._due(running, self.config.sample_every):
+            self._sample(running)
         done = running.step == self.config.steps
-        if running.step % self.config.log_every == 0 or done:
-            self._log(running)
-        self._stop = self._any_process(self._stop)
+        self._stop = self.processes.any(self._stop)
         if self._stop or (not done and running.step % self.config.checkpoint_every == 0):
             self._save(running, number)
         if self._stop:
             raise KeyboardInterrupt
 
-    def _any_process(self, flag: bool) -> bool:
-        """Whether ``flag`` is set anywhere: processes must stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        votes = torch.tensor(float(flag), device=self.accelerator.device)
-        dist.all_reduce(votes)
-        return bool(votes > 0)
+    def _due(self, running: Running, every: int) -> bool:
+        return running.step % every == 0 or running.step == self.config.steps
 
-    def _log(self, running: _Running) -> None:
-        means = {name: sum(values) / len(values) for name, values in running.logs.items() if values}
-        running.logs.clear()
-        rates = {f"lr/{name}": s.get_last_lr()[0] for name, s in running.schedules.items()}
+    def _log(self, running: Running, line: Mapping[str, float]) -> None:
         step = self._offset + running.step
-        if self.accelerator.is_main_process:
-            self.folder.log({"step": step, "stage": running.stage.name, **means, **rates})
+        self.folder.log({"step": step, "stage": running.stage.name, **line})
+        for tracker in self._trackers:
+            tracker.log(line, step)
 
-    def _step(self, running: _Running, batch: ClipBatch, positions: tuple[int, ...]) -> dict[str, float]:
-        """Descend every loss of one step once; micro-batches are accumulated loss by loss."""
-        batch = replace(batch, clip=batch.clip.to(self.accelerator.device))
-        total = batch.clip.shape[0]
-        pieces = []
-        for piece, micro in micro_batches(batch, self.config.micro_batch_size):
-            where = TrainingStep(self.config.seed, running.stage.name, running.step, positions[piece])
-            pieces.append((micro.clip.shape[0] / total, running.stage.losses(micro, where)))
-        logs: dict[str, float] = {"loss": 0.0}
-        while self._descend(running, pieces, logs):
-            pass
-        for schedule in running.schedules.values():
-            schedule.step()
-        if running.ema is not None:
-            running.ema.step(running.parameters)
-        return logs
-
-    def _descend(self, running: _Running, pieces: list[Any], logs: dict[str, float]) -> bool:
-        """Advance the losses of all micro-batches by one and step its optimiser; False at the end."""
-        name = None
-        for weight, losses in pieces:
-            with self.accelerator.autocast():
-                loss = next(losses, None)
-            if loss is None:
-                return False
-            self._check_finite(running, loss.value, "loss")
-            name = loss.optimizer
-            self.accelerator.backward(loss.value * weight)
-            logs["loss"] += float(loss.value.detach()) * weight
-            for key, value in loss.logs.items():
-                logs[key] = logs.get(key, 0.0) + value * weight
-        if name is None:
-            return False
-        optimizer = running.optimizers[name]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._average_gradients(parameters)
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
-        if self.accelerator.scaler is None:  # with fp16 the scaler skips such steps itself
-            self._check_finite(running, norm, "gradient norm")
-        logs[f"grad_norm/{name}"] = float(norm)
-        optimizer.step()
-        for other in running.optimizers.values():  # a loss may reach what another optimiser trains
-            other.zero_grad()
-        return True
-
-    def _check_finite(self, running: _Running, value: Tensor, what: str) -> None:
-        if torch.isfinite(value).all():
+    def _sample(self, running: Running) -> None:
+        if self._samples is None:
             return
+        step = self._offset + running.step
+        grid = self._samples(running, step, write=self.processes.main)
+        for tracker in self._trackers:
+            if isinstance(tracker, VideoTracker):
+                tracker.log_video("samples", grid, step)
+
+    def _kept(self) -> str:
         steps = self.folder.steps()
-        kept = f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was written yet"
-        raise TrainingError(
-            f"the {what} of stage {running.stage.name!r} is {float(value.detach())} at step "
-            f"{running.step}; expected a finite number. {kept}. Lower learning_rate "
-            f"({self.config.learning_rate}) or max_grad_norm ({self.config.max_grad_norm}), or train with "
-            "mixed_precision='no', and start again."
-        )
+        return f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was written yet"
 
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Average gradients over processes, after the whole loss and so in any order of networks."""
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
-        flat /= self.accelerator.num_processes
-        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = mean.view_as(parameter)
-
-    def _finish_stage(self, running: _Running, number: int) -> None:
+    def _finish_stage(self, running: Running, number: int) -> None:
         """Save, then go on with the averaged weights: later stages build on them."""
         if self._offset + running.step not in self.folder.steps():
             self._save(running, number)
@@ -300,54 +234,35 @@ class Trainer:
             running.ema.copy_to(running.parameters)
         self._offset += running.step
 
-    def _save(self, running: _Running, number: int) -> None:
+    def _save(self, running: Running, number: int) -> None:
         """Write a checkpoint: the averaged strategy, and the exact state."""
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        running.share_logs(self.processes)
+        if self.processes.main:
 
             def write(folder: Path) -> None:
-                with _averaged(running):
+                with running.averaged():
                     checkpoint.save_strategy(self.strategy, folder / "model")
                 (folder / "state").mkdir()
                 save_state(folder / "state", self._state(running, number))
 
             self.folder.save(self._offset + running.step, write, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
 
-    def _state(self, running: _Running, number: int) -> dict[str, Any]:
+    def _state(self, running: Running, number: int) -> dict[str, Any]:
         trained = {name for stage in self.strategy.stages() for name in stage.components}
         return {
             "stage": number,
             "offset": self._offset,
-            "step": running.step,
             "weights": {name: self.strategy.modules[name].state_dict() for name in sorted(trained)},
-            "optimizers": {name: o.state_dict() for name, o in running.optimizers.items()},
-            "schedules": {name: s.state_dict() for name, s in running.schedules.items()},
-            "ema": None if running.ema is None else running.ema.state_dict(),
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            "random": random_state(),
+            "running": running.state_dict(),
         }
 
-    def _restore(self, running: _Running, state: dict[str, Any]) -> None:
-        self._offset, running.step = int(state["offset"]), int(state["step"])
+    def _restore(self, running: Running, state: Mapping[str, Any]) -> None:
+        self._offset = int(state["offset"])
         for name, weights in state["weights"].items():
             self.strategy.modules[name].load_state_dict(weights)
-        for name, optimizer in running.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, schedule in running.schedules.items():
-            schedule.load_state_dict(state["schedules"][name])
-        if running.ema is not None:
-            running.ema.load_state_dict(state["ema"])
-            running.ema.to(self.accelerator.device)
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_random_state(state["random"])
-        self._cut_log(self._offset + running.step)
+        running.load_state_dict(state["running"], self.processes.device)
         logger.info("resumed stage %r at step %d", running.stage.name, running.step)
-
-    def _cut_log(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            self.folder.cut_log(step)
 
     @contextmanager
     def _graceful_interrupt(self) -> Iterator[None]:
@@ -367,22 +282,12 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
 
-@contextmanager
-def _averaged(running: _Running) -> Iterator[None]:
-    """Put the averaged weights in place for a while."""
-    if running.ema is None:
-        yield
-        return
-    running.ema.store(running.parameters)
-    running.ema.copy_to(running.parameters)
-    try:
-        yield
-    finally:
-        running.ema.restore(running.parameters)
-
-
-def _check_training(config: TrainingConfig) -> None:
-    for name in ("steps", "batch_size", "checkpoint_every", "log_every", "keep_checkpoints"):
+def check_training(config: TrainingConfig) -> None:
+    """Raise InvalidArgumentError for settings that cannot be, whatever is trained."""
+    counts = ["steps", "batch_size", "checkpoint_every", "log_every", "keep_checkpoints"]
+    counts += ["validate_every", "validation_batches"]
+    counts += [name for name in ("micro_batch_size", "sample_every") if getattr(config, name) is not None]
+    for name in counts:
         if getattr(config, name) < 1:
             raise InvalidArgumentError(f"training.{name} is {getattr(config, name)}; expected 1 or more.")
     if not config.learning_rate > 0 or not math.isfinite(config.learning_rate):

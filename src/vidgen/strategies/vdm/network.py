@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import Inflation, TemporalLayers, widen_unet
+from vidgen.nn import Inflation, TemporalLayers, checkpoint, widen_unet
 from vidgen.shapes import KnownMask, Latents, Tokens
 
 __all__ = ["VideoUNet", "build_unet", "load_unet"]
@@ -90,7 +90,7 @@ class VideoUNet(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory while training, in the 2D network and in the temporal layers."""
-        self.unet.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing(checkpoint)  # it keeps the attention backend
         self.temporal.enable_gradient_checkpointing()
 
     def disable_gradient_checkpointing(self) -> None:
