@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vidgen import __version__
@@ -122,8 +129,179 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path):
 
 def test_list_and_version():
     assert "vdm/tiny  (vidgen)" in run("list").stdout
-    assert json.loads(run("list", "--json").stdout)["strategies"] == {"vdm": "vidgen"}
+    found = json.loads(run("list", "--json").stdout)
+    assert list(found) == ["strategies", "recipes", "models"]
+    assert found["strategies"]["vdm"] == "vidgen"
+    assert found["recipes"]["vdm/tiny"] == "vidgen"
     assert run("--version").stdout.strip() == f"vidgen {__version__}"
+
+
+def test_info_prints_json_or_a_table():
+    arguments = ["info", "vdm", "--frames", 100, "--set", "videos=8", "--set", "widths=[16,16]"]
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["recipe"] == "vdm/tiny"
+    assert found["plan"]["calls"] == 8
+    table = run(*arguments, "--recipe", "tiny").stdout
+    for name, value in found["components"].items():
+        assert re.search(rf"^  {name} +{value['parameters']:,} parameters$", table, re.MULTILINE)
+    assert "100 frames in 8 call(s)" in table
+    assert f"{found['gmacs_per_call']:.4g} GMACs per call" in table
+
+
+def test_cost_is_said_before_and_hidden_on_request(trained, tmp_path):
+    def stderr(*before_and_after):
+        before, after = before_and_after
+        arguments = ["generate", trained / "run", "--steps", 2, "--out", tmp_path / "v.gif", *after]
+        return run(*before, *arguments).stderr
+
+    assert "1 video(s) x 1 call(s) in 1 wave(s): 2 network evaluations" in stderr([], [])
+    assert "sampling: 100%" in stderr([], [])
+    for before, after in ([["-q"], []], [[], ["-q"]], [[], ["--quiet"]], [["-q"], ["-q"]]):
+        assert stderr(before, after) == ""
+    assert "network evaluations" in stderr(["-q"], ["-v"])
+
+
+def test_levels():
+    logger = logging.getLogger("vidgen")
+    for flags, level in ([], "INFO"), (["-v"], "DEBUG"), (["-q"], "WARNING"), (["-qq"], "ERROR"):
+        run(*flags, "list")
+        assert logging.getLevelName(logger.level) == level
+    assert len({type(handler) for handler in logger.handlers}) == len(logger.handlers)  # one, however often
+
+
+class Recorder:
+    """Stands for a sampler: keeps what it is called with."""
+
+    def __init__(self):
+        self.arguments = {}
+
+    def __call__(self, **arguments):
+        self.arguments = arguments
+        return SimpleNamespace(paths=(), seeds=())
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    sampler = Recorder()
+
+    def load(source, *, device):
+        sampler.source = source
+        return sampler
+
+    monkeypatch.setattr("vidgen.sampling.load", load)
+    return sampler
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Pictures, masks and a video of 6 frames, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    black, white = (Image.new("L", (16, 16), value) for value in (0, 255))
+    Image.new("RGBA", (16, 16), (255, 0, 0, 128)).save("red.png")
+    Image.new("RGB", (16, 16), (0, 0, 255)).save("blue.jpg", quality=95)
+    white.save("white.png")
+    (tmp_path / "masks").mkdir()
+    for i, picture in enumerate([white, black, black, white, white, white]):
+        picture.save(f"masks/{i}.png")
+    (tmp_path / "masks" / "notes.txt").write_text("no picture")
+    white.save("mask.gif", save_all=True, append_images=[black, white], duration=100)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    Video(np.zeros((6, 16, 16, 3), np.uint8), 8.0).save("clip.mp4")
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["runs/demo", "shapes/vdm", "ann/demo@v1"])
+def test_sources_are_handed_on_as_they_are(recorder, source):
+    run("generate", source)
+    assert recorder.source == source
+    assert isinstance(recorder.source, str)
+
+
+def test_nothing_is_handed_on_that_was_not_asked_for(recorder):
+    run("generate", "runs/demo", "red", "--steps", 3, "--num-videos", 2)
+    common = {"prompt": ["red"], "negative_prompt": "", "out": Path("video.mp4"), "eta": 0.0}
+    assert recorder.arguments == {**common, "num_inference_steps": 3, "num_videos_per_prompt": 2}
+
+
+def test_given_pictures(recorder, files):
+    run(
+        "generate",
+        "x",
+        "--image",
+        "red.png",
+        "--last-image",
+        "blue.jpg",
+        "--pin",
+        "3=blue.jpg",
+        "--pin",
+        "04=red.png",
+    )
+    given = recorder.arguments
+    assert given["image"].mode == given["last_image"].mode == "RGB"
+    assert given["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert given["last_image"].getpixel((0, 0))[2] > 250
+    assert {frame: picture.getpixel((0, 0))[0] > 250 for frame, picture in given["pins"].items()} == {
+        3: False,
+        4: True,
+    }
+    assert not {"video", "mask", "strength"} & given.keys()
+
+
+def test_given_video_and_masks(recorder, files):
+    run("generate", "x", "--video", "clip.mp4", "--strength", 0.5)
+    assert (recorder.arguments["video"], recorder.arguments["strength"]) == (Path("clip.mp4"), 0.5)
+    for spelling, expected in ("2:4", [0, 0, 1, 1, 0, 0]), ("5", [0, 0, 0, 0, 0, 1]):
+        run("generate", "x", "--video", "clip.mp4", "--mask", spelling)
+        assert recorder.arguments["mask"] == [bool(value) for value in expected]
+        assert len(recorder.arguments["video"]) == 6
+    run("generate", "x", "--video", "clip.mp4", "--mask", "2:8", "--num-frames", 8)
+    assert recorder.arguments["mask"] == [False, False] + [True] * 6
+    run("generate", "x", "--video", "clip.mp4", "--mask", "white.png")
+    assert recorder.arguments["mask"].getextrema() == (255, 255)
+    for name, expected in ("masks", [1, 0, 0, 1, 1, 1]), ("mask.gif", [1, 0, 1]), ("clip.mp4", [0] * 6):
+        run("generate", "x", "--video", "clip.mp4", "--mask", name)
+        assert [picture.getpixel((8, 8)) > 127 for picture in recorder.arguments["mask"]] == expected
+        assert {picture.mode for picture in recorder.arguments["mask"]} == {"L"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "none.png"], "--image was given none.png, which does not exist"),
+        (["--last-image", "text.png"], "--last-image was given text.png, which is no picture"),
+        (["--pin", "3"], "expected FRAME=FILE"),
+        (["--pin", "x=red.png"], "expected FRAME=FILE"),
+        (["--pin", "-1=red.png"], "expected FRAME=FILE"),
+        (["--pin", "3=red.png", "--pin", "03=red.png"], "--pin gives frame 3 twice"),
+        (["--video", "none.mp4"], "--video was given none.mp4, which does not exist"),
+        (["--mask", "2:4"], "--mask 2:4 was given without --video"),
+        (["--video", "clip.mp4", "--mask", "4:9"], "the video has 6 frames"),
+        (["--video", "clip.mp4", "--mask", "4:4"], "0 <= START < STOP <= 6"),
+        (["--video", "clip.mp4", "--mask", "none.png"], "--mask was given none.png, which does not exist"),
+        (["--video", "clip.mp4", "--mask", "empty"], "holds no picture"),
+        (["--option", "num_inference_steps=3"], "use --steps"),
+        (["--option", "last_image=red.png"], "use --last-image"),
+    ],
+)
+def test_bad_pictures_are_named_before_anything_is_loaded(recorder, files, arguments, message):
+    result = run("generate", "x", *arguments, code=2)
+    assert message in result.stderr
+    assert not hasattr(recorder, "source")
+
+
+def test_given_pictures_reach_the_video(trained, files):
+    """The whole way: the picture given as the first frame is the first frame."""
+    Image.new("RGB", (16, 16), (200, 40, 40)).save("first.png")
+    run("generate", trained / "run", "--steps", 1, "--image", "first.png", "--out", "v")
+    frames = Video.load(files / "v").frames
+    assert abs(frames[0].astype(int) - (200, 40, 40)).max() <= 1
+    assert abs(frames[1].astype(int) - (200, 40, 40)).max() > 1
+
+
+def test_the_package_runs_as_a_program():
+    command = [sys.executable, "-m", "vidgen.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == f"vidgen {__version__}\n"
 
 
 def test_inspect_and_index_report_broken_files(tmp_path):
@@ -148,6 +326,10 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["data", "make", "shape", "x"], 2, "Did you mean 'shapes'"),
         (["data", "inspect", "no/such/folder"], 1, "does not exist"),
         (["generate", "no/such/folder"], 1, "does not exist"),
+        (["generate", "shapes/unheard-of"], 1, "no bundled model is called 'shapes/unheard-of'"),
+        (["info", "vmd"], 2, "Did you mean 'vdm'"),
+        (["info", "vdm", "--frames", "0"], 2, "num_frames is 0"),
+        (["info", "vdm", "--recipe", "tinny"], 2, "Did you mean 'vdm/tiny'"),
         (["nonsense"], 2, "No such command"),
     ],
 )
@@ -193,8 +375,6 @@ def test_empty_and_unusable_folders(tmp_path):
 
 
 def _picture(folder):
-    import numpy as np
-
     return Video(np.zeros((2, 16, 16, 3), np.uint8), 8.0).save(folder / "black.mp4")
 
 

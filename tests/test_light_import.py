@@ -29,12 +29,42 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         "import sys; sys.argv = ['vidgen', 'list', '--json']\n"
         "from vidgen.cli import main\n"
         "try: main()\nexcept SystemExit as e: assert not e.code",
+        "import sys; sys.argv = ['vidgen', 'generate', '--help']\n"
+        "from vidgen.cli import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code",
     ],
-    ids=["import", "plugins", "plans", "help", "list"],
+    ids=["import", "plugins", "plans", "help", "list", "command help"],
 )
 def test_nothing_heavy_is_loaded(code):
     done = run(f"{code}\n{CHECK}")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vidgen tr", ["train"]),
+        ("vidgen train v", ["vdm"]),
+        ("vidgen train vdm --recipe t", ["tiny"]),
+        ("vidgen info vdm --recipe=", ["small", "tiny"]),
+        ("vidgen train --recipe vdm/", ["vdm/small", "vdm/tiny"]),
+        ("vidgen train unheard-of --recipe ti", []),
+    ],
+)
+def test_completion_knows_the_names_and_loads_nothing_heavy(monkeypatch, line, expected):
+    monkeypatch.setenv("_VIDGEN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    done = run(f"from vidgen.cli import main\ntry: main()\nexcept SystemExit as e: assert not e.code\n{CHECK}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == expected
+
+
+def test_the_shell_is_told_how_to_complete(monkeypatch):
+    monkeypatch.setenv("_VIDGEN_COMPLETE", "source_bash")
+    done = run("from vidgen.cli import main\nmain()")
+    assert "_VIDGEN_COMPLETE=complete_bash" in done.stdout
+    assert "complete -o default -F" in done.stdout  # folders are completed too
 
 
 def test_lazy_names_resolve():

@@ -1,30 +1,37 @@
-"""Entry points: how strategies and recipes are found, the built-in ones by the same door as all others.
+"""Entry points: how strategies, recipes and models are found, the built-in ones by the same door as all others.
 
-Listing reads names from installed metadata and imports nothing.
+Listing reads names from installed metadata and imports nothing. What an entry point of each group names:
+
+- ``vidgen.strategies``: a subclass of ``vidgen.strategy.Strategy``;
+- ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
+- ``vidgen.models``: the folder of a checkpoint inside the package, as a path or as a function without
+  arguments that returns one.
 """
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from vidgen.errors import UnknownNameError, VidgenError
+from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
 
-__all__ = ["RECIPES", "STRATEGIES", "available", "check", "load"]
+__all__ = ["MODELS", "RECIPES", "STRATEGIES", "available", "check", "load", "load_recipe"]
 
 STRATEGIES = "vidgen.strategies"
 RECIPES = "vidgen.recipes"
-_KIND = {STRATEGIES: "strategy", RECIPES: "recipe"}
+MODELS = "vidgen.models"
+_KIND = {STRATEGIES: "strategy", RECIPES: "recipe", MODELS: "model"}
 
 
 def _points(group: str) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         other = found.setdefault(point.name, point)
-        if other.value != point.value or _distribution(other) != _distribution(point):
+        if other.value != point.value or _key(other) != _key(point):
             raise VidgenError(
-                f"two packages register {point.name!r} in {group!r}: {_distribution(other)} "
-                f"({other.value}) and {_distribution(point)} ({point.value}). Uninstall one of them."
+                f"the name {point.name!r} is registered twice in {group!r}: by {_distribution(other)} "
+                f"({other.value}) and by {_distribution(point)} ({point.value}). Uninstall one of them."
             )
     return dict(sorted(found.items()))
 
@@ -33,8 +40,15 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown distribution"
 
 
+def _key(point: EntryPoint) -> str:
+    """Return the distribution's name as indexes compare it: ``My_Plugin`` and ``my-plugin`` are one."""
+    return re.sub(r"[-_.]+", "-", _distribution(point)).lower()
+
+
 def available(group: str) -> dict[str, str]:
     """Return ``{name: distribution}`` of everything registered in ``group``, without importing it.
+
+    A distribution that is installed and editable at once counts once.
 
     Raises:
         VidgenError: two packages register the same name.
@@ -44,9 +58,14 @@ def available(group: str) -> dict[str, str]:
 
 def check(group: str, name: str) -> None:
     """Raise ``UnknownNameError`` unless ``name`` is registered in ``group``; imports nothing."""
+    _point(group, name)
+
+
+def _point(group: str, name: str) -> EntryPoint:
     points = _points(group)
     if name not in points:
         raise UnknownNameError(_KIND.get(group, group), name, points)
+    return points[name]
 
 
 def load(group: str, name: str) -> Any:
@@ -56,5 +75,20 @@ def load(group: str, name: str) -> Any:
         UnknownNameError: nothing is; the nearest name is suggested.
         ImportError: the plug-in's own, unchanged.
     """
-    check(group, name)
-    return _points(group)[name].load()
+    return _point(group, name).load()
+
+
+def load_recipe(strategy: str, name: str) -> Any:
+    """Return the recipe ``name`` of ``strategy``: ``"tiny"`` and ``"vdm/tiny"`` are the same of ``"vdm"``.
+
+    Raises:
+        UnknownNameError: there is no such strategy or recipe.
+        InvalidArgumentError: the recipe trains another strategy.
+    """
+    check(STRATEGIES, strategy)
+    recipe = load(RECIPES, name if "/" in name else f"{strategy}/{name}")()
+    if recipe.strategy != strategy:
+        raise InvalidArgumentError(
+            f"recipe {name!r} trains {recipe.strategy!r}, not {strategy!r}. Give a recipe of {strategy!r}."
+        )
+    return recipe

@@ -196,7 +196,7 @@ class Arguments:
             "guidance_scale": float(scale),
             "options": self._options(strategy),
         }
-        rows = embeds or [{}] * len(prompts)
+        rows: list[dict[str, Any]] = embeds or [{}] * len(prompts)
         requests = tuple(
             Request(prompt=prompt, negative_prompt=negative, seed=seed, **row, **shared)
             for prompt, negative, seed, row in zip(prompts, negatives, seeds, rows, strict=True)
@@ -206,7 +206,7 @@ class Arguments:
             strategy.text_encoder.check(sorted({text for request in requests for text in request.texts}))
         return requests
 
-    def _embeds(self, strategy: Strategy) -> list[dict[str, Tensor]]:
+    def _embeds(self, strategy: Strategy) -> list[dict[str, Any]]:
         """Return the given prompt embeddings, one mapping per video; none are none."""
         names = ("prompt_embeds", "negative_prompt_embeds")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}

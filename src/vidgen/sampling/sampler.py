@@ -64,6 +64,15 @@ class Sampler:
         """Write the strategy to ``folder``; ``vidgen.load`` reads it."""
         return checkpoint.save_strategy(self.strategy, folder)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **arguments: Any) -> Sampler:
+        """Load a sampler; see ``vidgen.load``, which is the same."""
+        return load(source, **arguments)
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Upload the strategy to the hub and return the commit's address; see ``checkpoint.push_strategy``."""
+        return checkpoint.push_strategy(self.strategy, repo_id, **arguments)
+
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Set what is passed to tqdm; ``disable=True`` hides the bar."""
         self._progress = kwargs
@@ -282,15 +291,27 @@ class _Run:
         )
 
 
-def load(path: str | Path, *, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
-    """Load a sampler from a checkpoint folder or a training run's folder.
+def load(
+    source: str | Path,
+    *,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    **components: Any,
+) -> Sampler:
+    """Load a sampler from wherever a checkpoint is.
 
     Args:
-        path: the folder; of a run, the newest checkpoint is taken.
+        source: a checkpoint folder, the folder of a training run (its newest checkpoint), the name of a
+            bundled model, or a hub id ``user/repo`` or ``user/repo@revision``; looked for in this order.
         device: None is CUDA where present, else the CPU.
         dtype: cast the weights; None keeps float32.
+        revision: branch, tag or commit of a hub id.
+        **components: modules that stand in for those of the checkpoint, by component name.
 
     Raises:
         CheckpointError: no checkpoint there, another format, missing or unsafe files.
+        InvalidArgumentError, UnknownNameError: a component does not fit, or the strategy has no such one.
     """
-    return Sampler(checkpoint.load_strategy(path, device=device, dtype=dtype))
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    return Sampler(checkpoint.load_strategy(source, **options, **components))

@@ -1,0 +1,27 @@
+"""Checkpoints: a folder of configurations and safetensors, one sub-folder per component.
+
+    folder/
+      vidgen.json                       format, strategy, its configuration, the components' classes
+      scheduler/scheduler_config.json   diffusers' own file
+      <component>/config.json, diffusion_pytorch_model.safetensors
+
+Every component also loads alone with its diffusers class. Nothing is ever unpickled.
+"""
+
+from vidgen.checkpoint.folder import replaced_folder, settled
+from vidgen.checkpoint.index import FORMAT
+from vidgen.checkpoint.push import push_strategy
+from vidgen.checkpoint.source import find_checkpoint, locate
+from vidgen.checkpoint.store import build, load_strategy, save_strategy
+
+__all__ = [
+    "FORMAT",
+    "build",
+    "find_checkpoint",
+    "load_strategy",
+    "locate",
+    "push_strategy",
+    "replaced_folder",
+    "save_strategy",
+    "settled",
+]

@@ -1,0 +1,78 @@
+"""``vidgen.json``: what a checkpoint folder holds, and the versions of its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import vidgen
+from vidgen import config as configs
+from vidgen.errors import CheckpointError
+from vidgen.strategy import Strategy
+
+__all__ = ["FORMAT", "INDEX", "read_index", "write_index"]
+
+FORMAT = 1
+INDEX = "vidgen.json"
+
+_Migration = Callable[[dict[str, Any], Path], dict[str, Any]]
+
+_MIGRATIONS: dict[int, _Migration] = {}
+"""``{n: function(index, folder) -> index}`` turns format ``n`` into ``n + 1``; files stay as they are."""
+
+_FIELDS = {"strategy": str, "config": dict, "components": dict}
+
+
+def write_index(strategy: Strategy, folder: Path) -> None:
+    """Describe ``strategy`` in ``folder``."""
+    index = {
+        "format": FORMAT,
+        "vidgen": vidgen.__version__,
+        "strategy": strategy.name,
+        "config": configs.to_dict(strategy.config),
+        "components": {name: type(module).__name__ for name, module in strategy.modules.items()},
+    }
+    configs.write_json(folder / INDEX, index)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the description of the checkpoint in ``folder``, in today's format.
+
+    Raises:
+        CheckpointError: it cannot be read, is of a format that this version does not know, or incomplete.
+    """
+    try:
+        index = configs.read_json(folder / INDEX)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} cannot be read: {error}") from error
+    index = _migrated(index, folder)
+    for name, kind in _FIELDS.items():
+        if not isinstance(index.get(name), kind):
+            raise CheckpointError(
+                f"{folder / INDEX} gives {index.get(name)!r} as its {name!r}; expected a {kind.__name__}. The "
+                "file was changed or is of another program: save the strategy again."
+            )
+    return index
+
+
+def _migrated(index: dict[str, Any], folder: Path) -> dict[str, Any]:
+    found = index.get("format")
+    version = found
+    while isinstance(version, int) and version in _MIGRATIONS and version < FORMAT:
+        index = _MIGRATIONS[version](index, folder)
+        version += 1
+    if type(version) is int and version == FORMAT:
+        return index
+    known = ", ".join(str(n) for n in sorted({*_MIGRATIONS, FORMAT}))
+    raise CheckpointError(
+        f"{folder} has checkpoint format {found!r}; this vidgen ({vidgen.__version__}) reads format {known}. "
+        f"{_advice(found, index.get('vidgen'))}"
+    )
+
+
+def _advice(found: Any, writer: Any) -> str:
+    if not isinstance(found, int) or not isinstance(writer, str):
+        return "It was not written by vidgen, or was changed: save the strategy again."
+    relation = ">=" if found > FORMAT else "=="
+    return f"It was written by vidgen {writer}; install that: pip install 'vidgen{relation}{writer}'."

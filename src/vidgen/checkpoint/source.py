@@ -1,0 +1,110 @@
+"""Where a checkpoint is: a folder, a run, a bundled name, the hub."""
+
+from __future__ import annotations
+
+import os
+from importlib.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from vidgen import plugins
+from vidgen.checkpoint import hub
+from vidgen.checkpoint.folder import settled
+from vidgen.checkpoint.index import INDEX
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+
+__all__ = ["find_checkpoint", "locate"]
+
+
+def locate(source: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local checkpoint folder that ``source`` means.
+
+    A text is, in this order, an existing folder (of a checkpoint or a training run), the name of a bundled
+    model (entry point group ``vidgen.models``), or a hub id ``user/repo[@revision]``, of which JSON and
+    safetensors files are fetched (once: later calls and ``HF_HUB_OFFLINE=1`` use the cache). A ``Path``,
+    and a text that begins with ``/``, ``.`` or ``~``, is a folder and nothing else.
+
+    Raises:
+        CheckpointError: there is no checkpoint; the message lists what was tried.
+        InvalidArgumentError: ``revision`` was given for something that is not on the hub.
+    """
+    path = Path(source).expanduser()
+    if isinstance(source, Path) or _is_path(source) or settled(path).is_dir():
+        _refuse_revision(source, revision, "a folder")
+        return find_checkpoint(path)
+    if source in plugins.available(plugins.MODELS):
+        _refuse_revision(source, revision, "a bundled model")
+        return _bundled(source)
+    remote = hub.parse(source)
+    if remote is None:
+        return find_checkpoint(path, _no_model(source))
+    try:
+        folder = hub.snapshot(remote, revision)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{source!r} was not found: there is no folder {path}, {_no_model(source)}, and {error}"
+        ) from error
+    return find_checkpoint(folder)
+
+
+def find_checkpoint(path: str | Path, tried: str = "") -> Path:
+    """Return the checkpoint folder that ``path`` means: itself, or the newest of a training run.
+
+    Args:
+        path: the folder. One that a killed writer left set aside is found under its name.
+        tried: what else was looked for, for the message.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path).expanduser()
+    there = settled(path)
+    if (there / INDEX).is_file():
+        return there
+    steps = sorted((path / "checkpoints").glob("step-[0-9]*/model"), key=lambda p: p.parent.name)
+    if steps:
+        return steps[-1]
+    if not path.exists():
+        tried = f" ({tried})" if tried else ""
+        raise CheckpointError(
+            f"there is no checkpoint at {path}: the folder does not exist{tried}. Train one with "
+            f"`vidgen train vdm --data FOLDER --out {path}`."
+        )
+    raise CheckpointError(
+        f"{path} is no checkpoint: it holds neither {INDEX} nor checkpoints/step-*/model. Expected a folder "
+        "written by vidgen."
+    )
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "~")) or os.sep == text[:1] or Path(text).is_absolute()
+
+
+def _refuse_revision(source: str | Path, revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise InvalidArgumentError(
+            f"revision={revision!r} was given for {str(source)!r}, which is {what}; only hub ids have "
+            "revisions. Leave it out."
+        )
+
+
+def _no_model(name: str) -> str:
+    """Say that no bundled model is called so, with the nearest name where there is one."""
+    error = UnknownNameError("model", name, plugins.available(plugins.MODELS))
+    hint = f" (did you mean {error.nearest!r}?)" if error.nearest else ""
+    return f"no bundled model is called {name!r}{hint}"
+
+
+def _bundled(name: str) -> Path:
+    """Return the folder that the entry point ``name`` resolves to."""
+    found: Any = plugins.load(plugins.MODELS, name)
+    if callable(found) and not isinstance(found, str | os.PathLike | Traversable):
+        found = found()
+    folder = Path(str(found))
+    if not isinstance(found, str | os.PathLike | Traversable) or not folder.is_dir():
+        package = plugins.available(plugins.MODELS)[name]
+        raise CheckpointError(
+            f"the model {name!r} of package {package!r} is {found!r}; expected the folder of a checkpoint, or "
+            "a function that returns one. Install the package unzipped, or tell its authors."
+        )
+    return find_checkpoint(folder)

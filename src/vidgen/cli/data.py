@@ -1,0 +1,64 @@
+"""``vidgen data``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidgen.cli import logs
+from vidgen.cli.exits import exits
+from vidgen.errors import UnknownNameError
+
+__all__ = ["data"]
+
+data = typer.Typer(
+    help="Make, index and inspect clips to train on.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@data.command("make")
+@exits
+def make(
+    kind: Annotated[str, typer.Argument(help="`shapes` or `story`.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    count: Annotated[int, typer.Option(help="How many videos.")] = 16,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of each.")] = None,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
+    seed: Annotated[int, typer.Option(help="Other videos with another seed.")] = 0,
+) -> None:
+    """Write procedural videos as H.264 files with captions and ground truth."""
+    from vidgen.video.dataset import PROCEDURAL, DataConfig, procedural
+    from vidgen.video.export import write_folder
+
+    if kind not in PROCEDURAL:
+        raise UnknownNameError("kind of data", kind, PROCEDURAL)
+    config = DataConfig(path=kind, size=size, fps=fps, seed=seed, videos=count, frames=num_frames)
+    write_folder(procedural(config), folder, progress=not logs.is_quiet())
+    typer.echo(f"{count} videos in {folder}")
+
+
+def _summary(folder: str) -> dict[str, Any]:
+    from vidgen.video.dataset import DataConfig, open_dataset, summarize
+
+    return summarize(open_dataset(DataConfig(path=folder, clip_length=1), progress=not logs.is_quiet()))
+
+
+@data.command("index")
+@exits
+def index(folder: Annotated[str, typer.Argument(help="A folder of videos.")]) -> None:
+    """Read through a folder once, so that training starts at once; report broken files."""
+    found = _summary(folder)
+    typer.echo(f"{found['videos']} videos indexed, {len(found['broken'])} broken")
+    for name, reason in found["broken"].items():
+        typer.echo(f"  {name}: {reason}")
+
+
+@data.command("inspect")
+@exits
+def inspect(folder: Annotated[str, typer.Argument(help="A folder of videos, `shapes` or `story`.")]) -> None:
+    """Print what a folder holds, as JSON."""
+    typer.echo(json.dumps(_summary(folder), indent=2, default=str))

@@ -1,0 +1,82 @@
+"""Options that several commands share, how they are read, and what the shell completes them with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vidgen import plugins
+from vidgen.errors import InvalidArgumentError, VidgenError
+
+__all__ = [
+    "Assignments",
+    "Device",
+    "Json",
+    "Quiet",
+    "RecipeName",
+    "StrategyName",
+    "Verbose",
+    "model_names",
+    "span",
+]
+
+
+def _names(group: str) -> list[str]:
+    try:
+        return list(plugins.available(group))
+    except VidgenError:  # the command itself says it; the shell's line is no place for it
+        return []
+
+
+def _strategy_names() -> list[str]:
+    return _names(plugins.STRATEGIES)
+
+
+def _recipe_names(context: typer.Context) -> list[str]:
+    """Name the recipes of the strategy on the line as they may be written: ``tiny`` for ``vdm/tiny``."""
+    # An option without its value ends the parsing: the strategy before it is then among the words left over.
+    words = [context.params.get("strategy"), *context.args]
+    prefix = next((f"{word}/" for word in words if word in _strategy_names()), "")
+    names = _names(plugins.RECIPES)
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def model_names() -> list[str]:
+    """Return the bundled models; folders are completed by the shell itself."""
+    return _names(plugins.MODELS)
+
+
+StrategyName = Annotated[
+    str, typer.Argument(help="Which strategy, see `vidgen list`.", autocompletion=_strategy_names)
+]
+RecipeName = Annotated[str, typer.Option(help="Which recipe, see `vidgen list`.", autocompletion=_recipe_names)]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field of the recipe: NAME=VALUE. Repeatable.")
+]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda; default: the best there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[
+    int,
+    typer.Option("--quiet", "-q", count=True, show_default=False, help="Say less on stderr; -qq: errors only."),
+]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more of what happens.")
+]
+
+
+def span(text: str | None, option: str) -> range | None:
+    """Read frames ``START:STOP``, or one frame.
+
+    Raises:
+        InvalidArgumentError: ``text`` is neither; ``option`` names where it was given.
+    """
+    if text is None:
+        return None
+    start, colon, stop = text.partition(":")
+    try:
+        return range(int(start), int(stop)) if colon else range(int(start), int(start) + 1)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"{option} was given {text!r}; expected START:STOP, such as 100:132, or one frame."
+        ) from error

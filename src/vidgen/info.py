@@ -1,0 +1,170 @@
+"""What a strategy is made of and what it computes, found without weights, data on disk or memory.
+
+Networks are built on PyTorch's meta device, where tensors have shapes and no values, so that a model of a
+billion parameters is described in seconds on any machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidgen import config as configs
+from vidgen import plugins
+from vidgen.conditioning import Conditioning
+from vidgen.diffusion import Denoiser
+from vidgen.errors import InvalidArgumentError, VidgenError
+from vidgen.plans import Call, Plan
+from vidgen.recipe import Recipe
+from vidgen.strategy import Canvas, Request, Strategy
+from vidgen.video.dataset import PROCEDURAL, open_dataset
+
+__all__ = ["describe", "macs_per_call"]
+
+
+def describe(
+    strategy: str, recipe: str = "tiny", *, num_frames: int | None = None, assignments: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return what ``strategy`` is under a recipe, and what it costs, as plain values.
+
+    What only the data tell (a vocabulary, say) is taken from the recipe's data where they are procedural or
+    their folder exists; otherwise the recipe's configuration is used as it is.
+
+    Args:
+        strategy: its name.
+        recipe: ``"tiny"`` or ``"vdm/tiny"``, as for ``vidgen train``.
+        num_frames: video frames of the plan; None is the strategy's default.
+        assignments: changes to the recipe, ``NAME=VALUE``.
+
+    Returns:
+        ``strategy`` and ``recipe`` by name; ``components``, each with its number of ``parameters``;
+        ``gmacs_per_call``, see ``macs_per_call``, in 1e9; ``plan`` with its video ``frames``, ``calls``,
+        ``waves``, ``critical_path`` and ``peak_frames`` (slots alive at once while streaming).
+
+    Raises:
+        UnknownNameError: no such strategy, recipe or field.
+        InvalidArgumentError: a value that does not fit, or more or fewer frames than the codec can hold.
+        VidgenError: the strategy reads the values of tensors where it may only use their shapes.
+    """
+    if num_frames is not None and num_frames < 1:
+        raise InvalidArgumentError(f"num_frames is {num_frames}; expected 1 or more.")
+    resolved = configs.override(plugins.load_recipe(strategy, recipe), assignments)
+    built = _on_meta(resolved)
+    request = _request(built, num_frames)
+    plan = built.plan(built.codec.latent_frames(request.num_frames))
+    return {
+        "strategy": strategy,
+        "recipe": recipe if "/" in recipe else f"{strategy}/{recipe}",
+        "components": {name: {"parameters": count} for name, count in built.num_parameters().items()},
+        "gmacs_per_call": _macs_on_meta(built, plan, request) / 1e9,
+        "plan": {
+            "frames": request.num_frames,
+            "calls": plan.num_calls,
+            "waves": len(plan.waves()),
+            "critical_path": plan.critical_path,
+            "peak_frames": plan.peak_frames(),
+        },
+    }
+
+
+def macs_per_call(strategy: Strategy, plan: Plan, request: Request) -> float:
+    """Return the multiply-accumulates of one network evaluation, averaged over the calls of ``plan``.
+
+    Matrix products, convolutions and attention count; one video, without guidance. What conditions a call
+    (a text encoder) is not part of it. Times the calls and the solver's evaluations it is the cost of the
+    video. Works on any device, the meta device too.
+    """
+    kinds = Counter[Hashable]()
+    examples: dict[Hashable, Call] = {}
+    for call in plan.calls:
+        kind = (strategy.batch_key(call), len(call.frames), strategy.slot_shape(call, request))
+        kinds[kind] += 1
+        examples.setdefault(kind, call)
+    total = sum(count * _macs(strategy, plan, examples[kind], request) for kind, count in kinds.items())
+    return total / plan.num_calls
+
+
+@torch.no_grad()
+def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float:
+    """Count one evaluation of the network that answers ``call``."""
+    device = strategy.device
+    canvas = Canvas()  # on the CPU, as the sampler's; a handful of frames of latents
+    for slot in call.given:
+        canvas[slot] = torch.zeros(strategy.slot_shape(plan.producer(slot) or call, request))
+    cond = Conditioning.collate([strategy.condition(call, canvas, request)]).to(device)
+    c, h, w = strategy.slot_shape(call, request)
+    start = torch.zeros(1, c, len(call.frames), h, w, device=device)
+    t = strategy.diffusion.sample_timesteps(torch.full((1,), 0.5)).to(device)
+
+    def evaluate(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
+        return denoise(start, t, cond)
+
+    with FlopCounterMode(display=False) as counter:
+        strategy.answer(call, evaluate, start, cond)
+    return float(counter.get_total_flops()) / 2  # PyTorch counts a multiplication and an addition as two
+
+
+def _macs_on_meta(strategy: Strategy, plan: Plan, request: Request) -> float:
+    try:
+        return macs_per_call(strategy, plan, request)
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, VidgenError) or "meta" not in str(error):
+            raise
+        raise VidgenError(
+            f"strategy {strategy.name!r} cannot be counted without computing: its conditions, its denoiser or "
+            f"its codec read the values of a tensor, or leave the device of the modules ({error}). Use shapes "
+            "there, and move what is given to the strategy's device."
+        ) from error
+
+
+def _on_meta(recipe: Recipe) -> Strategy:
+    """Return the strategy of ``recipe``, completed by its data, without weights."""
+    strategy_class: type[Strategy] = plugins.load(plugins.STRATEGIES, recipe.strategy)
+    path = recipe.data.path
+    if path in PROCEDURAL or Path(path).expanduser().is_dir():
+        dataset = open_dataset(recipe.data, progress=False)
+        recipe = replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _SchedulersOnCpu():
+        strategy = strategy_class.create(recipe.model)
+    for module in strategy.modules.values():
+        module.eval()
+    return strategy
+
+
+class _SchedulersOnCpu(TorchFunctionMode):
+    """Keeps diffusers' schedulers off the meta device: many read their own tables while they are built."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "torch":
+            frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith("diffusers.schedulers."):
+            with torch.device("cpu"):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _request(strategy: Strategy, num_frames: int | None) -> Request:
+    d = strategy.defaults
+    return Request(
+        prompt="",
+        negative_prompt="",
+        seed=0,
+        num_frames=num_frames or d.num_frames,
+        height=d.height,
+        width=d.width,
+        fps=d.fps,
+        guidance_scale=1.0,
+        options=strategy.Options(),
+    )

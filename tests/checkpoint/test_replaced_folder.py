@@ -1,0 +1,96 @@
+"""A folder is replaced whole: killed anywhere, the old or the new content is found, never a part."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidgen.checkpoint import folder as folders
+from vidgen.checkpoint import replaced_folder, settled
+
+# Writes NAME anew and is killed at the n-th thing it does to the file system. The module is loaded alone, by
+# its file: so many processes have no time to import torch.
+CHILD = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+module, folder, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+spec = importlib.util.spec_from_file_location("folder", module)
+folders = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(folders)
+count = 0
+events = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}
+def hook(event, args):
+    global count
+    if event in events and str(folder.parent) in str(args[0]):
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+sys.addaudithook(hook)
+with folders.replaced_folder(folder) as temporary:
+    for name in "abc":
+        (temporary / name).write_text("new")
+"""
+
+
+def write(folder: Path, text: str) -> None:
+    with replaced_folder(folder) as temporary:
+        for name in "abc":
+            (temporary / name).write_text(text)
+
+
+def content(folder: Path) -> str:
+    texts = {path.name: path.read_text() for path in settled(folder).iterdir()}
+    assert texts.keys() == set("abc"), texts
+    (text,) = set(texts.values())
+    return text
+
+
+def killed_at(moment: int, folder: Path) -> bool:
+    """Replace ``folder`` in another process; return whether it was killed."""
+    command = [sys.executable, "-I", "-S", "-c", CHILD, folders.__file__, str(folder), str(moment)]
+    code = subprocess.run(command, timeout=60).returncode
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+def test_killed_at_any_moment_the_content_is_whole(tmp_path, there):
+    seen = []
+    for moment in range(100):
+        folder = tmp_path / str(moment) / "model"
+        if there:
+            write(folder, "old")
+        killed = killed_at(moment, folder)
+        seen.append(content(folder) if settled(folder).exists() else "nothing")
+        write(folder, "next")  # whatever was left over is no obstacle
+        assert content(folder) == "next"
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+        if not killed:
+            break
+    before = "old" if there else "nothing"
+    assert seen == [before] * seen.count(before) + ["new"] * seen.count("new")
+    assert seen.count(before) > 5
+    assert seen[-1] == "new"
+
+
+def test_a_writer_that_fails_leaves_the_folder_that_was_set_aside(tmp_path):
+    """After a kill between the two renames, a next writer that fails must not lose the only content."""
+    folder = tmp_path / "model"
+    write(folder, "old")
+    folder.rename(tmp_path / ".model.old")
+    assert content(folder) == "old"
+    with pytest.raises(OSError, match="disk full"), replaced_folder(folder):
+        raise OSError("disk full")
+    assert folder.is_dir()
+    assert content(folder) == "old"
+
+
+def test_folder_beats_what_was_set_aside(tmp_path):
+    write(tmp_path / "model", "new")
+    write(tmp_path / ".model.old", "old")
+    assert settled(tmp_path / "model") == tmp_path / "model"
+    assert settled(tmp_path / "other") == tmp_path / "other"

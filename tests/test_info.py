@@ -1,0 +1,246 @@
+"""What a strategy is made of and costs, without weights: counted by hand, and as real tensors count."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from toy import Toy, ToyConfig, toy
+from vidgen import checkpoint, info, plugins
+from vidgen import config as configs
+from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.plans import Call, Level, Plan, all_at_once, chunks
+from vidgen.recipe import Recipe
+from vidgen.strategy import Request
+from vidgen.video.dataset import DataConfig
+
+
+def request(num_frames=8, size=(8, 8)):
+    return Request(
+        prompt="",
+        negative_prompt="",
+        seed=0,
+        num_frames=num_frames,
+        height=size[0],
+        width=size[1],
+        fps=4.0,
+        guidance_scale=1.0,
+    )
+
+
+def conv_macs(frames, height, width):
+    """By hand: ToyNetwork is one 3 x 3 x 3 convolution from 12 latent channels and a mask to 12."""
+    return 12 * 13 * 27 * frames * (height // 2) * (width // 2)
+
+
+def on_meta(kind=Toy, **config):
+    with torch.device("meta"):
+        return kind.create(ToyConfig(**config))
+
+
+@pytest.mark.parametrize("make", [toy, on_meta], ids=["cpu", "meta"])
+def test_a_convolution_is_counted_as_by_hand(make):
+    strategy = make()
+    assert info.macs_per_call(strategy, all_at_once(8), request()) == conv_macs(8, 8, 8)
+    assert info.macs_per_call(strategy, all_at_once(8), request(size=(8, 16))) == conv_macs(8, 8, 16)
+
+
+@pytest.mark.parametrize("make", [toy, on_meta], ids=["cpu", "meta"])
+def test_calls_of_different_length_are_averaged(make):
+    plan = chunks(10, 4)
+    assert [len(call.frames) for call in plan.calls] == [4, 4, 2]
+    expected = (2 * conv_macs(4, 8, 8) + conv_macs(2, 8, 8)) / 3
+    assert info.macs_per_call(make(), plan, request(10)) == pytest.approx(expected)
+    plan = make().plan(18)  # windows that are given frames
+    assert plan.num_calls == 3
+    assert info.macs_per_call(make(), plan, request(18)) == conv_macs(8, 8, 8)
+
+
+class TwoSizes(Toy):
+    """Its global feature is smaller than a frame."""
+
+    def slot_shape(self, call, request):
+        shape = super().slot_shape(call, request)
+        return (shape[0], 2, 1) if call.level == "global" else shape
+
+    def condition(self, call, canvas, request):
+        assert all(canvas[slot].shape == (12, 2, 1) for slot in call.given)
+        return super().condition(call, canvas, request)
+
+
+def test_calls_given_another_level():
+    calls = (
+        Call("global", "global", (0,), (), (("global", 0),)),
+        Call("video", "video", tuple(range(4)), (("global", 0),), tuple(("video", i) for i in range(4))),
+    )
+    plan = Plan(calls, (Level("global", 1, 1), Level("video", 4, 4)))
+    expected = (conv_macs(1, 4, 2) + conv_macs(4, 8, 8)) / 2
+    assert info.macs_per_call(on_meta(TwoSizes), plan, request(4)) == expected
+
+
+def test_calls_alike_are_counted_once(monkeypatch):
+    strategy = on_meta()
+    asked = []
+    monkeypatch.setattr(Toy, "answer", lambda self, call, solve, start, cond: asked.append(call.id) or start)
+    info.macs_per_call(strategy, strategy.plan(500), request(500))
+    assert len(asked) == 2  # the first window, and those that are given frames
+
+
+class OnePass(Toy):
+    """Answers in one pass of two evaluations, without a solver."""
+
+    def answer(self, call, solve, start, cond):
+        network = self.denoiser(call)
+        t = torch.zeros(1, device=start.device)
+        return network(network(start, t, cond), t, cond)
+
+
+def test_what_a_call_answers_without_a_solver_counts():
+    macs = info.macs_per_call(on_meta(OnePass), all_at_once(8), request())
+    assert macs == 2 * conv_macs(8, 8, 8)
+
+
+def test_vdm_counts_on_the_meta_device_what_it_counts_on_the_cpu():
+    """Against real tensors through the sampler, whose one unguided step is one evaluation."""
+    found = info.describe("vdm", "tiny", assignments=["size=16", "videos=8"])
+    recipe = configs.override(plugins.load_recipe("vdm", "tiny"), ["size=16", "videos=8"])
+    strategy_class = plugins.load(plugins.STRATEGIES, "vdm")
+    from vidgen.sampling import Sampler
+    from vidgen.video.dataset import open_dataset
+
+    model = strategy_class.prepare(recipe.model, open_dataset(recipe.data))
+    strategy = checkpoint.build(strategy_class, model)
+    for module in strategy.modules.values():
+        module.eval()
+    assert found["components"] == {k: {"parameters": n} for k, n in strategy.num_parameters().items()}
+    sampler = Sampler(strategy)
+    sampler.set_progress_bar_config(disable=True)
+    with FlopCounterMode(display=False) as counter:
+        sampler(seed=0, num_inference_steps=1, guidance_scale=1, output_type="latent")
+    counts = counter.get_flop_counts()
+    network = sum(counts["VideoUNet"].values()) if "VideoUNet" in counts else None
+    assert network == 2e9 * found["gmacs_per_call"]
+
+
+def test_exactly_the_documented_keys():
+    found = info.describe("vdm", num_frames=100, assignments=["videos=8"])
+    assert list(found) == ["strategy", "recipe", "components", "gmacs_per_call", "plan"]
+    assert (found["strategy"], found["recipe"]) == ("vdm", "vdm/tiny")
+    assert list(found["components"]) == ["codec", "unet", "temporal", "text_encoder"]
+    assert all(list(value) == ["parameters"] for value in found["components"].values())
+    # 16 frames, then 12 new ones in each of 7 windows; a window is all that lives while it streams
+    expected = {"frames": 100, "calls": 8, "waves": 8, "critical_path": 8, "peak_frames": 16}
+    assert found["plan"] == expected
+    assert info.describe("vdm", "vdm/tiny", num_frames=100, assignments=["videos=8"]) == found
+
+
+def test_overrides_and_the_default_length_show():
+    one = info.describe("vdm", assignments=["videos=8"])
+    two = info.describe("vdm", assignments=["videos=8", "widths=[64,64]", "clip_length=8"])
+    assert (one["plan"]["frames"], two["plan"]["frames"]) == (16, 8)
+    assert two["components"]["unet"] != one["components"]["unet"]
+    assert two["gmacs_per_call"] != one["gmacs_per_call"]
+
+
+def test_a_model_of_a_billion_parameters_needs_no_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sizes = [
+        "widths=[1024,2048]",
+        "layers_per_block=2",
+        "head_dim=64",
+        "sample_size=[256,256]",
+        "sample_frames=64",
+    ]
+    found = info.describe("vdm", assignments=["data.path=/no/such/folder", *sizes])
+    assert sum(value["parameters"] for value in found["components"].values()) > 1e9
+    assert found["gmacs_per_call"] > 1e4
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200e6
+
+
+def test_words_come_from_data_that_are_there(tmp_path):
+    """The closed vocabulary is part of the model: its size is what the captions say."""
+    from vidgen.video.dataset import procedural
+    from vidgen.video.export import write_folder
+
+    def encoder(*assignments):
+        described = info.describe("vdm", assignments=["max_words=8", *assignments])
+        return described["components"]["text_encoder"]["parameters"]
+
+    write_folder(procedural(DataConfig(path="shapes", size=16, videos=2, frames=16)), tmp_path / "clips")
+    few = encoder(f"data.path={tmp_path / 'clips'}", "size=16", f"cache_dir={tmp_path / 'cache'}")
+    many, none = encoder("videos=64"), encoder("data.path=/no/such/folder")
+    assert none < few < many
+
+
+def test_ambient_random_state_is_untouched():
+    state = torch.get_rng_state()
+    info.describe("vdm", assignments=["data.path=/no/such/folder"])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def installed(monkeypatch, kind):
+    """Register ``kind`` as the strategy "toy", with a recipe."""
+    recipe = Recipe("toy", ToyConfig(), DataConfig(path="/no/such/folder"))
+    monkeypatch.setattr(plugins, "load_recipe", lambda strategy, name: recipe)
+    monkeypatch.setattr(plugins, "load", lambda group, name: kind)
+
+
+class WithScheduler(Toy):
+    """Its scheduler reads its own tables while it is built, as many of diffusers' do."""
+
+    @classmethod
+    def create(cls, config):
+        from diffusers import DPMSolverMultistepScheduler
+
+        made = super().create(config)
+        assert next(made.modules["network"].parameters()).is_meta
+        return cls(config, made.modules, DPMSolverMultistepScheduler(prediction_type="sample"))
+
+
+def test_schedulers_are_no_part_of_the_meta_device(monkeypatch):
+    installed(monkeypatch, WithScheduler)
+    found = info.describe("toy", num_frames=18)
+    assert found["gmacs_per_call"] == conv_macs(8, 8, 8) / 1e9
+    assert found["plan"]["calls"] == 3
+
+
+class ReadsValues(Toy):
+    def denoiser(self, call):
+        network = super().denoiser(call)
+        return lambda x, t, cond: network(x, t, cond) if float(x.mean()) < 9 else x
+
+
+def test_a_strategy_that_reads_values_is_told_so(monkeypatch):
+    installed(monkeypatch, ReadsValues)
+    with pytest.raises(VidgenError, match="'toy' cannot be counted without computing"):
+        info.describe("toy")
+
+
+class Broken(Toy):
+    def denoiser(self, call):
+        raise RuntimeError("a bug of its own")
+
+
+def test_other_errors_come_through(monkeypatch):
+    installed(monkeypatch, Broken)
+    with pytest.raises(RuntimeError, match="a bug of its own"):
+        info.describe("toy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"strategy": "vmd"}, UnknownNameError, "Did you mean 'vdm'"),
+        ({"strategy": "vdm", "recipe": "tinny"}, UnknownNameError, "Did you mean 'vdm/tiny'"),
+        ({"strategy": "vdm", "assignments": ["widht=3"]}, UnknownNameError, "Did you mean 'width"),
+        ({"strategy": "vdm", "num_frames": 0}, InvalidArgumentError, "num_frames is 0"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        info.describe(**arguments)
