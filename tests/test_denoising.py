@@ -44,7 +44,7 @@ class Net(ModelMixin, ConfigMixin):
 
     def forward(self, x_t, t, cond):
         self.seen.append((x_t, t, cond))
-        told = self.time(torch.cat([cond.tokens.mean(1), t[:, None] / 1000], 1))
+        told = self.time(torch.cat([cond.tokens.mean(1), (t[:, None] / 1000).to(cond.tokens)], 1))
         return self.conv(mark_given(x_t, cond)) + told[:, :, None, None, None]
 
 
@@ -335,3 +335,19 @@ def test_without_prompts_nothing_is_guided_and_frozen_encoders_do_not_learn():
     assert cond.batch is None
     (stage,) = silent.stages()
     assert stage.condition(BATCH, silent.latents(BATCH), None, step_of(stage)).tokens is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_may_be_cast_while_the_solver_stays_in_float32(dtype):
+    strategy = small()
+    request = Request("", "", 0, 6, 16, 16, 8.0, 2.0)
+    call = strategy.plan(6).calls[0]
+    x, t = torch.randn(1, 12, 6, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    with torch.no_grad():
+        exact = strategy.denoiser(call)(x, t, strategy.condition(call, Canvas(), request))
+        strategy.to(dtype=dtype)
+        assert strategy.dtype == dtype
+        cast = strategy.denoiser(call)(x, t, strategy.condition(call, Canvas(), request))
+    assert strategy.modules["network"].seen[-1][0].dtype == dtype
+    assert cast.dtype == torch.float32
+    assert 0 < (cast - exact).abs().max() < 0.1 * exact.abs().max()

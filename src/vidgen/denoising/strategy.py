@@ -85,9 +85,19 @@ class DenoisingStrategy(Strategy):
         return replace(cond, known=known, clean=clean)
 
     def denoiser(self, call: Call) -> Denoiser:
-        """``predict`` under guidance; the same for every call."""
+        """``predict`` under guidance, in the networks' dtype; the same for every call."""
         del call
-        return partial(guide, self.predict)
+        return partial(guide, self._unguided)
+
+    def _unguided(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
+        # The solver works in float32 whatever the networks are cast to.
+        return self.predict(x_t.to(self.dtype), t, cond.to(dtype=self.dtype)).float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in: the dtype of the first that is neither codec nor text encoder."""
+        modules = (m for name, m in self.modules.items() if name not in ("codec", "text_encoder"))
+        return next((p.dtype for m in modules for p in m.parameters()), torch.float32)
 
     @abstractmethod
     def predict(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:

@@ -21,7 +21,6 @@ __all__ = ["Given", "Picture", "Pictures", "clip_of_size", "resolve"]
 
 Picture = Image.Image | np.ndarray[Any, Any] | Tensor
 
-_FRAMES_AT_ONCE = 16  # encoded at a time
 _STRENGTH = 0.8  # diffusers' default of re-rendering a video
 
 
@@ -158,7 +157,7 @@ def _from_video(pictures: Pictures, strategy: Strategy, request: Request, level:
 
 def _encoded(clip: Tensor, strategy: Strategy) -> Tensor:
     """Latents ``c f h w`` of pixels ``c f h w``."""
-    latents = strategy.codec.encode(clip[None].to(strategy.device), frames_per_chunk=_FRAMES_AT_ONCE)
+    latents = strategy.codec.encode(clip[None].to(strategy.device))
     return latents[0].float().cpu()
 
 

@@ -184,20 +184,18 @@ class Sampler:
         self.interrupt = False
         with self.progress_bar(generation.evaluations) as bar:
             hook = self._hook(bar, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs))
-            engine = Engine(
-                self.strategy,
-                generation,
-                batch_size=batch_size,
-                stream=out is not None,
-                on_step=hook,
-                work=self._work(work, generation),
-            )
-            run = _Run(engine, generation, self.strategy)
-            began, self._evaluated = time.perf_counter(), 0
-            result = run.collect(output_type) if out is None else run.write(out)
-            seconds = time.perf_counter() - began
-            self._pace.measured(generation.kind, seconds, self._evaluated * generation.guided)
+            options = {"batch_size": batch_size, "on_step": hook, "work": self._work(work, generation)}
+            engine = Engine(self.strategy, generation, stream=out is not None, **options)
+            result = self._timed(_Run(engine, generation, self.strategy), output_type, out)
         return result if return_dict else (result.frames,)
+
+    def _timed(self, run: _Run, output_type: str, out: str | Path | None) -> SamplerOutput:
+        """Run to the end, and remember how long that took."""
+        began, self._evaluated = time.perf_counter(), 0
+        result = run.collect(output_type) if out is None else run.write(out)
+        evaluations = self._evaluated * run.generation.guided
+        self._pace.measured(run.generation.kind, time.perf_counter() - began, evaluations)
+        return result
 
     def _hook(self, bar: Any, callback: Callback | None, names: tuple[str, ...]) -> Any:
         for name in names:

@@ -90,9 +90,8 @@ class VDM(DenoisingStrategy):
         """Ask the video UNet, without guidance."""
         # Replacement is the solver's affair: the network then sees nothing but noisy frames.
         known, clean = (None, None) if cond.replace else (cond.known, cond.clean)
-        dtype = next(self.network.parameters()).dtype
-        prediction: Tensor = self.network(x_t.to(dtype), t, cond.tokens, known, clean)
-        return prediction.float()
+        prediction: Tensor = self.network(x_t, t, cond.tokens, known, clean)
+        return prediction
 
     def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
         """Whole clips; in some the past, or a random set of frames, is given."""
