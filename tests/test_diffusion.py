@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from vidgen.conditioning import Conditioning
-from vidgen.diffusion import Diffusion, scheduler_from_name
+from vidgen.diffusion import Diffusion, Source, scheduler_from_name
 from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
 from vidgen.noise import Decomposed, Independent, NoiseKey
 
@@ -305,6 +305,65 @@ def test_number_of_evaluations():
     model = Diffusion(ddim())
     assert model.num_evaluations(10) == 10
     assert model.exchange("Heun").num_evaluations(10) == 19
+
+
+MEAN, STD = 0.7, 0.5
+
+
+def gaussian(model):
+    """The exact network for data of one mean and standard deviation."""
+
+    def denoise(x, t, cond):
+        k = model.coefficients(t if model.process == "flow" else t.round().long(), x)
+        gain = STD**2 * k.signal / (STD**2 * k.signal**2 + k.noise**2)
+        clean = MEAN + gain * (x - k.signal * MEAN)
+        flow = model.prediction_type == "flow_prediction"
+        return (x - clean) / k.noise if flow else (x - k.signal * clean) / k.noise
+
+    return denoise
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6])
+@pytest.mark.parametrize("name", [*VP[:-1], "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"])
+def test_every_solver_may_begin_in_the_middle(name, strength):
+    own = FlowMatchEulerDiscreteScheduler() if name.startswith("Flow") else ddim(beta_schedule="linear")
+    model = Diffusion(own).exchange(name)
+    clean = MEAN + STD * noise_like((2, 3, 4, 16, 16), seed=1)
+    kept = torch.zeros(2, 1, 4, 16, 16, dtype=torch.bool)
+    kept[..., :4] = True
+    asked = []
+
+    def denoise(x, t, cond):
+        asked.append(float(t[0]))
+        return gaussian(model)(x, t, cond)
+
+    arguments = {"num_inference_steps": 20, "step_noise": no_noise, "source": Source(clean, kept, strength)}
+    made = model.solve(denoise, noise_like(clean.shape), Conditioning(), **arguments)
+    order = 2 if "Heun" in name or "KDPM2" in name else 1
+    assert len(asked) == model.num_evaluations(20, strength)
+    assert len(asked) == int(20 * strength) * order - (order - 1)  # whole steps, the last of first order
+    assert asked[0] <= 1000 * strength + 1
+    new = ~kept.expand_as(made)
+    assert torch.equal(made[~new], clean[~new])
+    assert abs(float(made[new].mean()) - MEAN) < 0.05
+    assert abs(float(made[new].std()) - STD) < 0.08
+    similar = float(torch.corrcoef(torch.stack([made[new], clean[new]]))[0, 1])
+    # The flow is linear in its start a x_0 + b eps, so their correlation stays what it was there.
+    t = torch.tensor([asked[0]])
+    k = model.coefficients(t if model.process == "flow" else t.round().long(), clean)
+    a, b = float(k.signal), float(k.noise)
+    assert abs(similar - a * STD / (a**2 * STD**2 + b**2) ** 0.5) < 0.03
+
+
+def test_a_solver_that_cannot_begin_in_the_middle_is_refused():
+    model = Diffusion(ddim()).exchange("PNDM")
+    clean = torch.zeros(1, 1, 1, 2, 2)
+    arguments = {"num_inference_steps": 10, "step_noise": no_noise}
+    with pytest.raises(SchedulerError, match=r"PNDM.*strength is 0.5.*Use DDIM"):
+        model.solve(network, clean, Conditioning(), source=Source(clean, None, 0.5), **arguments)
+    with pytest.raises(SchedulerError, match="PNDM"):
+        model.num_evaluations(10, 0.5)
+    model.solve(network, clean, Conditioning(), source=Source(clean, None, 1.0), **arguments)
 
 
 def test_min_snr_weight_is_one_objective_in_every_prediction_type():

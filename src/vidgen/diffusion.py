@@ -349,6 +349,11 @@ def _skipped(scheduler: Any, steps: int, strength: float) -> int:
     if not 0 < strength <= 1:
         raise InvalidArgumentError(f"strength is {strength}; expected more than 0 and at most 1.")
     taken = max(1, min(steps, int(steps * strength + 1e-6)))
+    if taken < steps and type(scheduler).__name__ == "PNDMScheduler":
+        raise SchedulerError(
+            f"PNDMScheduler cannot begin in the middle of its steps (strength is {strength}): its start is of "
+            "another kind. Use DDIMScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler."
+        )
     return (steps - taken) * int(getattr(scheduler, "order", 1))
 
 

@@ -337,8 +337,10 @@ class Strategy(ABC):
         text = request.prompt_at(self.codec.frames_of_latent(first).start)
         found = [request.prompt_embeds, request.negative_prompt_embeds]
         wanted = [t for t, given in zip((text, request.negative_prompt), found, strict=True) if given is None]
-        made = iter(encoder.encode(wanted).split(1) if wanted else ())
-        tokens, negative = (next(made) if given is None else given[None].to(device) for given in found)
+        encoded = encoder.encode(wanted) if wanted else None
+        dtype = torch.float32 if encoded is None else encoded.dtype
+        made = iter(() if encoded is None else encoded.split(1))
+        tokens, negative = (next(made) if x is None else x[None].to(device, dtype) for x in found)
         return tokens, negative
 
     def evaluations(self, call: Call, solver_evaluations: int) -> int:

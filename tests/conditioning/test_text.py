@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from vidgen.conditioning import TextEncoder, VocabularyEncoder, drop, vocabulary
+from vidgen.conditioning import TextEncoder, VocabularyEncoder, vocabulary
 from vidgen.errors import InvalidArgumentError
 
 CAPTIONS = ["a red circle moves left", "A blue square, bounces", "a well-known red square"]
@@ -91,21 +90,6 @@ def test_saves_and_loads_with_its_words(encoder: VocabularyEncoder, tmp_path: Pa
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
     assert torch.allclose(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), atol=1e-6)
-
-
-def test_drop_empties_the_given_share_reproducibly() -> None:
-    texts = [f"text {i}" for i in range(2000)]
-    dropped = drop(texts, 0.2, np.random.default_rng(3))
-    assert dropped == drop(texts, 0.2, np.random.default_rng(3))
-    assert 0.17 < dropped.count("") / len(texts) < 0.23
-    assert all(new in ("", old) for old, new in zip(texts, dropped, strict=True))
-    assert drop(texts, 0.0, np.random.default_rng(3)) == texts
-    assert set(drop(texts, 1.0, np.random.default_rng(3))) == {""}
-
-
-def test_probability_outside_zero_to_one_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"1\.5"):
-        drop(["a"], 1.5, np.random.default_rng(0))
 
 
 def test_check_refuses_what_encode_refuses_without_running_the_network(

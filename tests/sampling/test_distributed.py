@@ -28,6 +28,7 @@ network = sampler.strategy.modules["network"]
 arguments = {"num_frames": 20, "seed": 5, "plan": tree(20, 5), "eta": 0.5, "batch_size": 1}
 latents = sampler(["a", "b"], output_type="latent", **arguments).frames
 rank = dist.get_rank()
+open(f"{sys.argv[1]}/{rank}.seeds", "w").write(str(sampler("a", num_frames=2).seeds))
 save_file({"latents": latents.contiguous()}, f"{sys.argv[1]}/{rank}.safetensors")
 open(f"{sys.argv[1]}/{rank}.txt", "w").write(str(len(network.calls)))
 dist.destroy_process_group()
@@ -50,6 +51,9 @@ def test_two_processes_make_the_same_video(tmp_path: Path):
     for rank in (0, 1):
         shared = load_file(tmp_path / f"{rank}.safetensors")["latents"]
         torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
+    seeds = {(tmp_path / f"{rank}.seeds").read_text() for rank in (0, 1)}
+    assert len(seeds) == 1  # drawn by one process, without a seed given
     counts = [int((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1)]
-    assert sum(counts) == 4 * 2 * plan.num_calls  # every call ran on one process only
+    unseeded = 4  # evaluations of its one call
+    assert sum(counts) - unseeded == 4 * 2 * plan.num_calls  # every call ran on one process only
     assert min(counts) >= 4 * plan.num_calls * 0.8

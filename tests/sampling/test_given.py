@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from temporal_codec import TemporalCodec
 from toy import toy
 from vidgen.errors import InvalidArgumentError
+from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks
 from vidgen.sampling import Sampler
+from vidgen.sampling.given import latent_mask
 from vidgen.video import Video
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -46,6 +49,23 @@ def test_frames_that_the_mask_leaves_are_pins(sampler):
     pinned = frames(sampler, num_frames=13, pins={frame: CLIP[frame] for frame in stay})
     np.testing.assert_array_equal(made, pinned)
     assert np.abs(made[[3, 4, 9]] - CLIP[[3, 4, 9]]).max(axis=(1, 2, 3)).min() > 5
+
+
+def test_what_a_shorter_video_lacks_is_made_whatever_the_mask_says(sampler):
+    mask = [i == 2 for i in range(13)]  # of the eight frames that are missing it says: stay
+    made = frames(sampler, num_frames=13, video=CLIP[:5], mask=mask)
+    stay = [0, 1, 3, 4]
+    np.testing.assert_allclose(made[stay], CLIP[stay], atol=1e-3)
+    np.testing.assert_array_equal(made, frames(sampler, num_frames=13, pins={i: CLIP[i] for i in stay}))
+
+
+def test_a_latent_stays_only_if_all_of_its_pixels_do():
+    codec = TemporalCodec()
+    stays = torch.ones(9, 4, 4, dtype=torch.bool)
+    stays[6, 1, 2] = False  # frame 6 is in latent 2, its pixel in the block (0, 1)
+    kept = latent_mask(stays, codec)
+    assert kept.shape == (3, 2, 2)
+    assert (~kept).nonzero().tolist() == [[2, 0, 1]]
 
 
 @pytest.mark.parametrize("video", ["array", "Video", "file", "pictures", "tensor"])
@@ -126,16 +146,30 @@ def test_weak_strength_keeps_more_of_the_video():
     assert far[0] < 20 < far[1] < far[2]
 
 
+PLANS = {
+    "windows": autoregressive(13, 6, 2),
+    "past the end": autoregressive(13, 8, 2),
+    "parallel": chunks(13, 5),
+    "levels": cascade([CascadeLevel("coarse", 7, 7), CascadeLevel("video", 13, 5, time_factor=2, halo=1)]),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("how", ["strength", "pixels"])
-def test_given_video_is_the_same_in_any_batch_and_span(sampler, how):
+def test_given_video_is_the_same_in_any_batch_and_span(sampler, how, plan):
     mask = np.zeros((13, 8, 8), bool)
     mask[:, 2:6] = True
     given = {"strength": {"strength": 0.5}, "pixels": {"mask": mask}}[how]
-    arguments = {"seed": 5, "video": CLIP, "output_type": "latent", "eta": 0.5, **given}
+    arguments = {"seed": 5, "video": CLIP, "output_type": "latent", "eta": 0.5, "plan": plan, **given}
     whole = sampler(["a", "b"], **arguments).frames
     torch.testing.assert_close(sampler("b", **arguments).frames, whole[1:], **TOLERANCE)
-    again = sampler(["a", "b"], batch_size=1, **arguments).frames
-    torch.testing.assert_close(again, whole, **TOLERANCE)
+    network = sampler.strategy.modules["network"]
+    for batch_size in (1, 3, 100):
+        network.calls.clear()
+        again = sampler(["a", "b"], batch_size=batch_size, **arguments).frames
+        torch.testing.assert_close(again, whole, **TOLERANCE)
+        assert max(call[0] for call in network.calls) <= batch_size
+        assert batch_size < 100 or plan is not PLANS["parallel"] or len(network.calls) <= 8  # two batches
     part = sampler(["a", "b"], frames=range(9, 12), **arguments).frames
     torch.testing.assert_close(part, whole[:, :, 9:12], **TOLERANCE)
 

@@ -128,6 +128,12 @@ def test_given_latents_replace_the_start_noise(sampler):
     )
     with pytest.raises(InvalidArgumentError, match=r"expected \(b, c, f, h, w\)"):
         latents(sampler, num_frames=9, latents=torch.zeros(shape))
+    both = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(0))
+    made = latents(sampler, ["a", "a"], num_frames=8, latents=both)
+    for i in range(2):  # each video has its own
+        alone = latents(sampler, "a", num_frames=8, latents=both[i : i + 1])
+        torch.testing.assert_close(made[i : i + 1], alone, **TOLERANCE)
+    assert (made[0] - made[1]).abs().max() > 0.01
 
 
 def test_output_types_agree(sampler):
@@ -307,6 +313,25 @@ def test_pinned_pictures_come_back_and_steer(sampler):
     ("arguments", "error", "message"),
     [
         ({"num_frames": 0}, InvalidArgumentError, "num_frames is 0"),
+        ({"num_frames": 8.5}, InvalidArgumentError, r"num_frames is 8.5 \(float\); expected a whole number"),
+        ({"num_inference_steps": 2.5}, InvalidArgumentError, "expected a whole number"),
+        ({"num_videos_per_prompt": "2"}, InvalidArgumentError, "expected a whole number"),
+        ({"guidance_scale": "3"}, InvalidArgumentError, "guidance_scale is '3'"),
+        ({"eta": "0.5"}, InvalidArgumentError, "expected a number"),
+        ({"prompt": None}, InvalidArgumentError, "a prompt is None"),
+        ({"prompt": ["a", 3.5]}, InvalidArgumentError, "a text, a class number"),
+        ({"prompt": {"0": "a"}}, InvalidArgumentError, "a frame of a prompt is '0'"),
+        ({"prompt": {-4: "a"}}, InvalidArgumentError, "begins at frame -4"),
+        ({"negative_prompt": {0: "a"}}, InvalidArgumentError, "one text for the whole video"),
+        ({"pins": {"0": PICTURE}}, InvalidArgumentError, "a frame of pins is '0'"),
+        ({"pins": {0.5: PICTURE}}, InvalidArgumentError, "a frame of pins is 0.5"),
+        ({"pins": [PICTURE]}, InvalidArgumentError, "expected {frame: picture}"),
+        ({"frames": 3}, InvalidArgumentError, "frames is 3"),
+        ({"frames": ["a"]}, InvalidArgumentError, "frames is 'a'"),
+        ({"latents": np.zeros(3)}, InvalidArgumentError, "expected a tensor"),
+        ({"plan": 3}, InvalidArgumentError, "expected a vidgen Plan"),
+        ({"scheduler": 3}, InvalidArgumentError, "scheduler or its name"),
+        ({"generator": "x"}, InvalidArgumentError, "a torch.Generator"),
         ({"num_frames": -3}, InvalidArgumentError, "num_frames is -3"),
         ({"height": 9}, InvalidArgumentError, "multiple"),
         ({"fps": 0}, InvalidArgumentError, "fps is 0"),
@@ -356,5 +381,32 @@ def test_disk_cost_is_what_the_work_folder_holds(sampler, tmp_path):
     assert 4 * held == expected
 
 
-def test_settings_are_json(sampler):
+def test_settings_are_json(sampler, tmp_path):
     json.dumps(sampler("a", seed=0).metadata[0])
+    sampler("a", seed=np.int64(0), num_frames=np.int64(8), fps=np.float32(4), work=tmp_path)  # NumPy counts too
+
+
+def test_no_negative_prompt_is_the_empty_one(sampler):
+    assert latents(sampler, negative_prompt=None).equal(latents(sampler, negative_prompt=""))
+
+
+def test_a_repetition_without_a_seed_goes_on_with_the_one_it_had(sampler, tmp_path):
+    first = sampler("a", num_frames=13, num_videos_per_prompt=2, work=tmp_path / "work")
+    network = sampler.strategy.modules["network"]
+    network.calls.clear()
+    again = sampler("a", num_frames=13, num_videos_per_prompt=2, work=tmp_path / "work")
+    assert again.seeds == first.seeds
+    assert network.calls == []
+    np.testing.assert_array_equal(again.frames, first.frames)
+    with pytest.raises(CheckpointError, match="other settings"):
+        sampler("a", num_frames=13, num_videos_per_prompt=2, work=tmp_path / "work", seed=first.seeds[0] + 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        sampler("a", work=tmp_path / "file" / "below")
+
+
+def test_cost_takes_what_a_call_takes(sampler):
+    call = {"num_frames": 13, "seed": 0, "batch_size": 2, "output_type": "pt", "return_dict": False}
+    assert sampler.cost("a", **call) == sampler.cost(prompt="a", num_frames=13)
+    with pytest.raises(UnknownNameError, match="num_frame"):
+        sampler.cost("a", num_frame=13)

@@ -7,7 +7,7 @@ from vidgen.conditioning.masks import mask_of
 from vidgen.conditioning.open_clip import OpenClipImageEncoder, OpenClipTextEncoder
 from vidgen.conditioning.open_clip_source import OpenClipSource
 from vidgen.conditioning.pictures import clip_of, pixels_of
-from vidgen.conditioning.text import VocabularyEncoder, drop, split_words, vocabulary
+from vidgen.conditioning.text import VocabularyEncoder, split_words, vocabulary
 
 __all__ = [
     "ClassEncoder",
@@ -18,7 +18,6 @@ __all__ = [
     "TextEncoder",
     "VocabularyEncoder",
     "clip_of",
-    "drop",
     "guide",
     "mask_of",
     "pixels_of",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -17,7 +16,7 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.nn import TransformerBlock
 from vidgen.shapes import Tokens
 
-__all__ = ["VocabularyEncoder", "drop", "split_words", "vocabulary"]
+__all__ = ["VocabularyEncoder", "split_words", "vocabulary"]
 
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 _PAD, _START, _SPECIAL = 0, 1, 2
@@ -118,23 +117,6 @@ class VocabularyEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[m
 def vocabulary(captions: Iterable[str]) -> list[str]:
     """All words of ``captions``, sorted: the ``words`` of a ``VocabularyEncoder``."""
     return sorted({word for caption in captions for word in split_words(caption)})
-
-
-def drop(texts: Sequence[str], probability: float, rng: np.random.Generator) -> list[str]:
-    """Replace each text by the empty prompt with ``probability``, to train for guidance.
-
-    One number is drawn per text whatever the probability, so that the stream stays aligned
-    (Ho & Salimans 2021, algorithm 1).
-
-    Raises:
-        InvalidArgumentError: ``probability`` is not in [0, 1].
-    """
-    if not 0 <= probability <= 1:
-        raise InvalidArgumentError(
-            f"the probability to drop a prompt is {probability}; give 0 (never) to 1 (always)."
-        )
-    dropped = rng.random(len(texts)) < probability
-    return ["" if gone else text for text, gone in zip(texts, dropped, strict=True)]
 
 
 def split_words(text: str) -> list[str]:

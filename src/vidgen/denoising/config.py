@@ -115,8 +115,17 @@ class ClipConfig:
             found["words"] = self.words or tuple(vocabulary(texts))
             found["max_words"] = self.max_words or _longest(texts)
         elif self.text == "classes":
-            found["classes"] = self.classes or tuple(dataset.classes)
+            found["classes"] = self._same_classes(dataset)
         return replace(self, sample_fps=float(sample.fps), **found)
+
+    def _same_classes(self, dataset: ClipDataset) -> tuple[str, ...]:
+        """Return the data's classes: clips are labelled by their numbers, so another order would lie."""
+        if self.classes not in ((), tuple(dataset.classes)):
+            raise InvalidArgumentError(
+                f"classes are {self.classes}; those of the data are {tuple(dataset.classes)}, in this order. "
+                "Leave classes out: training takes them from the data."
+            )
+        return tuple(dataset.classes)
 
     def build_codec(self) -> Codec:
         """Return the codec of these settings; its weights are read, not made.

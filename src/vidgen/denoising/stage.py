@@ -107,7 +107,8 @@ class DenoisingStage(Stage):
         if encoder is not None:
             drops = step.uniform("drop") < self.drop_text
             if isinstance(encoder, ClassEncoder):
-                tokens = encoder.encode_labels(batch.labels.masked_fill(drops, -1).to(clean.device))
+                labels = batch.labels.to(clean.device)
+                tokens = encoder.encode_labels(labels.masked_fill(drops.to(clean.device), -1))
             else:
                 captions = zip(batch.captions, drops.tolist(), strict=True)
                 tokens = encoder.encode(["" if drop else text for text, drop in captions])

@@ -18,6 +18,7 @@ from vidgen.diffusion import Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import seeds_from
 from vidgen.plans import Call, Plan
+from vidgen.sampling.checks import checked_plain, checked_types, prompts_of
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import spans
 from vidgen.sampling.given import Given, Picture, Pictures, clip_of_size
@@ -105,7 +106,7 @@ class Arguments:
     """A generation as it was asked for; see ``Sampler.__call__`` for every field."""
 
     prompt: Prompt | int | Sequence[Prompt | int] = ""
-    negative_prompt: str | Sequence[str] = ""
+    negative_prompt: str | Sequence[str] | None = ""
     num_frames: int | None = None
     height: int | None = None
     width: int | None = None
@@ -129,6 +130,13 @@ class Arguments:
     scheduler: Any = None
     eta: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Bring plain values into Python's own types, and refuse those of none."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        checked_types(given)
+        for name, value in checked_plain(given).items():
+            object.__setattr__(self, name, value)
 
     def resolve(self, strategy: Strategy) -> Generation:
         """Check everything against ``strategy`` and fill in its defaults.
@@ -253,17 +261,12 @@ class Arguments:
         """Return one prompt per video; ``embedded`` of them are empty, standing beside embeddings."""
         if embedded:
             return [""] * embedded
-        many = isinstance(self.prompt, Sequence) and not isinstance(self.prompt, str)
-        prompts: list[Any] = list(self.prompt) if many else [self.prompt]  # type: ignore[arg-type]
-        prompts = [str(prompt) if isinstance(prompt, int) else prompt for prompt in prompts]  # a class label
+        prompts = prompts_of(self.prompt)
         if not prompts or self.num_videos_per_prompt < 1:
             raise InvalidArgumentError(
                 f"{len(prompts)} prompt(s) and num_videos_per_prompt={self.num_videos_per_prompt} ask for no "
                 "video; expected at least one of each."
             )
-        for prompt in prompts:
-            if isinstance(prompt, Mapping) and not prompt:
-                raise InvalidArgumentError("a prompt is an empty mapping; expected {first frame: text}.")
         return [prompt for prompt in prompts for _ in range(self.num_videos_per_prompt)]
 
     def _seeds(self, count: int) -> list[int]:
@@ -275,12 +278,15 @@ class Arguments:
         return seeds * (count // per_prompt)
 
     def _negatives(self, count: int) -> list[str]:
-        if isinstance(self.negative_prompt, str):
-            return [self.negative_prompt] * count
-        negatives = [n for n in self.negative_prompt for _ in range(self.num_videos_per_prompt)]
+        given = prompts_of("" if self.negative_prompt is None else self.negative_prompt)
+        if any(isinstance(negative, Mapping) for negative in given):
+            raise InvalidArgumentError("negative_prompt is one text for the whole video; a mapping was given.")
+        if len(given) == 1:
+            return given * count
+        negatives = [n for n in given for _ in range(self.num_videos_per_prompt)]
         if len(negatives) != count:
             raise InvalidArgumentError(
-                f"{len(self.negative_prompt)} negative prompts were given for "
+                f"{len(given)} negative prompts were given for "
                 f"{count // self.num_videos_per_prompt} prompts; give one, or one for each."
             )
         return negatives

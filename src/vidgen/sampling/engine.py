@@ -143,7 +143,7 @@ class Engine:
         ]
         cond = Conditioning.collate(conds).to(device)
         start = self._noise(batch, "start").to(device)
-        source, solved = self._source(batch[0].call, len(batch)), []
+        source, solved = self._source(batch), []
 
         def solve(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
             solved.append(True)
@@ -169,17 +169,17 @@ class Engine:
             for job, clip in zip(batch, latents, strict=True)
         ]
 
-    def _source(self, call: Call, videos: int) -> Source | None:
-        """Return what the solver starts from or keeps in ``call``: the given video's latents of its frames."""
-        given = self.generation.given
-        if given.source is None or call.level != self.video_level:
+    def _source(self, batch: list[Job]) -> Source | None:
+        """Return what the solver starts from or keeps: the given video's latents of each call's frames."""
+        given, device = self.generation.given, self.strategy.device
+        if given.source is None or batch[0].call.level != self.video_level:  # a batch has one level
             return None
         # A call may reach past the end of the video: there the last frame goes on.
-        frames = [min(frame, given.source.shape[1] - 1) for frame in call.frames]
-        latents = given.source[:, frames].expand(videos, -1, -1, -1, -1)
-        kept = None if given.kept is None else given.kept[frames].expand(videos, 1, -1, -1, -1)
-        device = self.strategy.device
-        return Source(latents.to(device), None if kept is None else kept.to(device), given.strength)
+        last = given.source.shape[1] - 1
+        frames = [[min(frame, last) for frame in job.call.frames] for job in batch]
+        latents = torch.stack([given.source[:, row] for row in frames]).to(device)
+        kept = None if given.kept is None else torch.stack([given.kept[row][None] for row in frames]).to(device)
+        return Source(latents, kept, given.strength)
 
     def _noise(self, batch: list[Job], stream: str) -> Tensor:
         """Return noise ``b c f h w`` keyed by (seed, stream, level, absolute frame)."""

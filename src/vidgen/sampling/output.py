@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from vidgen.errors import InvalidArgumentError
+from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video import Video, VideoWriter
 
 __all__ = ["OUTPUT_TYPES", "FileSink", "SamplerOutput", "formatted", "output_paths", "to_uint8"]
@@ -102,7 +104,17 @@ def output_paths(out: str | Path, count: int) -> tuple[Path, ...]:
 
 
 class FileSink:
-    """Writes the frames of several videos to files as they come; nothing remains after an error."""
+    """Writes the frames of several videos to files as they come; nothing remains after an error.
+
+    Args:
+        paths: one per video; missing folders are made.
+        fps: frames per second.
+        metadata: the settings of every video.
+
+    Raises:
+        InvalidArgumentError, UnknownNameError: a path that names no format, or a folder in use.
+        VideoError: a file cannot be written; said when the block is entered, before anything is computed.
+    """
 
     def __init__(self, paths: Sequence[Path], fps: float, metadata: Sequence[Mapping[str, Any]]) -> None:
         self._paths, self._fps, self._metadata = tuple(paths), fps, tuple(metadata)
@@ -112,8 +124,7 @@ class FileSink:
     def __enter__(self) -> FileSink:
         with ExitStack() as opening:  # if one cannot be opened, the others are undone
             for path, metadata in zip(self._paths, self._metadata, strict=False):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                writer = VideoWriter(path, self._fps, metadata=metadata)
+                writer = _opened(path, self._fps, metadata)
                 self._writers.append(opening.enter_context(writer))
             self._stack = opening.pop_all()
         return self
@@ -127,3 +138,29 @@ class FileSink:
     def append(self, video: int, clip: Tensor) -> None:
         """Append pixels ``c f h w`` in [-1, 1] to one video."""
         self._writers[video].extend(to_uint8(clip))
+
+
+def _opened(path: Path, fps: float, metadata: Mapping[str, Any]) -> VideoWriter:
+    """Open a writer, and see that its file can be written: FFmpeg says so after the first frame only."""
+    advice = "Give out= a path in a folder that you may write to."
+    with ExitStack() as undo:
+        try:
+            if path.parent.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file and no folder")
+            writer = VideoWriter(path, fps, metadata=metadata)
+            undo.callback(_abort, writer)
+            if path.suffix.lower() not in ("", ".png"):  # the folder of pictures is there already
+                trial = path.with_name(f".{path.name}.{os.getpid()}-0.test")
+                trial.touch(exist_ok=False)
+                trial.unlink()
+        except VideoError as error:
+            raise VideoError(f"{error} {advice}") from error
+        except OSError as error:
+            raise VideoError(f"{path} cannot be written: {error.strerror or error}. {advice}") from error
+        undo.pop_all()
+    return writer
+
+
+def _abort(writer: VideoWriter) -> None:
+    with suppress(OSError):
+        writer.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from vidgen.sampling.decoding import Delivery, latents_of
 from vidgen.sampling.engine import Engine, Job
 from vidgen.sampling.given import Picture
 from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, formatted, output_paths
-from vidgen.sampling.work import WorkFolder, fingerprint
+from vidgen.sampling.work import WorkFolder, fingerprint, kept_seed
 from vidgen.strategy import Prompt, Strategy
 
 __all__ = ["Sampler", "load"]
@@ -81,11 +82,12 @@ class Sampler:
         """Return the bar over all solver steps of a generation."""
         return tqdm(total=total, **{"desc": "sampling", "unit": "step", **self._progress})
 
-    def cost(self, **arguments: Any) -> Cost:
+    def cost(self, prompt: Prompt | int | Sequence[Prompt | int] = "", **arguments: Any) -> Cost:
         """Return what a call with these arguments would cost, without generating anything."""
-        names = {f.name for f in fields(Arguments)}
-        options = {name: value for name, value in arguments.items() if name not in names}
-        own = {name: value for name, value in arguments.items() if name in names}
+        names = {f.name for f in fields(Arguments)} - {"options"}
+        elsewhere = {*inspect.signature(self.__call__).parameters} - names  # what decides nothing of the cost
+        own = {name: value for name, value in arguments.items() if name in names} | {"prompt": prompt}
+        options = {name: value for name, value in arguments.items() if name not in names | elsewhere}
         return Arguments(**own, options=options).resolve(self.strategy).cost(self._pace)
 
     @torch.no_grad()
@@ -93,7 +95,7 @@ class Sampler:
         self,
         prompt: Prompt | int | Sequence[Prompt | int] = "",
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -130,7 +132,7 @@ class Sampler:
         Args:
             prompt: a text, a mapping ``{first frame: text}``, or a list of either, one per video; for a
                 class-conditional model the class's name or number.
-            negative_prompt: what guidance moves away from; ``""`` is the unconditional prompt.
+            negative_prompt: what guidance moves away from; ``""`` or None is the unconditional prompt.
             num_frames, height, width, fps: of the video; by default what the strategy was trained on.
             num_inference_steps: solver steps of every call.
             guidance_scale: strength of classifier-free guidance; 1 turns it off.
@@ -166,7 +168,8 @@ class Sampler:
             batch_size: most (call, video) pairs answered at once; the result does not depend on it.
             out: write to this file (for several videos ``NAME-000.EXT``, ...) frame by frame instead of
                 returning frames; memory then stays bounded by the plan's window.
-            work: folder in which finished calls are kept; the same call goes on from there.
+            work: folder in which finished calls are kept; the same call goes on from there (with the seed
+                it had, if none is given).
             **options: the strategy's own options (its ``Options``).
 
         Raises:
@@ -176,6 +179,8 @@ class Sampler:
             GenerationInterruptedError: ``interrupt`` was set.
         """
         given = locals()  # the first statement: exactly the arguments
+        if work is not None and seed is None and generator is None:
+            given["seed"] = kept_seed(work)  # a repetition without a seed goes on with the one it had
         arguments = Arguments(**{f.name: given[f.name] for f in fields(Arguments)})
         if output_type not in OUTPUT_TYPES:
             raise UnknownNameError("output_type", output_type, OUTPUT_TYPES)
@@ -222,7 +227,7 @@ class Sampler:
         if folder is None:
             return None
         mark = fingerprint(self.strategy, generation.plan, generation.requests, generation.settings())
-        return WorkFolder(Path(folder).expanduser(), mark)
+        return WorkFolder(Path(folder).expanduser(), mark, generation.requests[0].seed)
 
 
 class _Run:

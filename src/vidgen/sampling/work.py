@@ -18,7 +18,7 @@ from vidgen.errors import CheckpointError
 from vidgen.plans import Call, Plan
 from vidgen.strategy import Request, Strategy
 
-__all__ = ["WorkFolder", "fingerprint"]
+__all__ = ["WorkFolder", "fingerprint", "kept_seed"]
 
 
 def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], settings: dict[str, Any]) -> str:
@@ -41,31 +41,50 @@ def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], set
     return digest.hexdigest()
 
 
+_INDEX = "work.json"
+
+
+def kept_seed(folder: str | Path) -> int | None:
+    """Return the first video's seed of the generation that ``folder`` holds, or None if it holds none."""
+    seed = _read(Path(folder).expanduser()).get("seed")
+    return None if seed is None else int(seed)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    index = folder / _INDEX
+    return configs.read_json(index) if index.is_file() else {}
+
+
 class WorkFolder:
     """Keeps the latents of every finished call of one generation.
 
     Args:
         folder: created if need be.
         fingerprint: of the generation; a folder of another one is refused.
+        seed: of its first video, kept for a repetition that names none.
 
     Raises:
-        CheckpointError: the folder belongs to a generation with other settings.
+        CheckpointError: the folder belongs to a generation with other settings, or cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, seed: int) -> None:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise CheckpointError(f"{folder} is a file; expected a folder for finished calls.")
-        folder.mkdir(parents=True, exist_ok=True)
-        index = folder / "work.json"
-        found = configs.read_json(index).get("fingerprint") if index.is_file() else None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = _read(folder).get("fingerprint")
+            if found is None:
+                configs.write_json(folder / _INDEX, {"format": 1, "fingerprint": fingerprint, "seed": seed})
+        except OSError as error:
+            raise CheckpointError(
+                f"the work folder {folder} cannot be used: {error}. Give a folder that can be written."
+            ) from error
         if found is not None and found != fingerprint:
             raise CheckpointError(
                 f"{folder} holds a generation with other settings or weights ({found[:8]}, this one is "
                 f"{fingerprint[:8]}). Repeat it with the same arguments to go on, or give a new folder."
             )
-        if found is None:
-            configs.write_json(index, {"format": 1, "fingerprint": fingerprint})
 
     def _file(self, call: Call, video: int) -> Path:
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", call.id)

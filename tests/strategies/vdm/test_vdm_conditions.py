@@ -125,6 +125,12 @@ def test_class_labels_are_prompts(tmp_path):
     stage.drop_text = 0.0
     next(stage.losses(batch, TrainingStep(0, stage.name, 0, (0, 1, 2, 3))))
     torch.testing.assert_close(seen[0], strategy.text_encoder.encode([classes[i] for i in batch.labels]))
+    stage.drop_text = 1.0  # for guidance the null class is learnt
+    next(stage.losses(batch, TrainingStep(0, stage.name, 0, (0, 1, 2, 3))))
+    torch.testing.assert_close(seen[1], strategy.text_encoder.encode([""] * 4))
+    wrong = replace(CONFIG, text="classes", classes=tuple(reversed(classes)))
+    with pytest.raises(InvalidArgumentError, match="those of the data are"):
+        VDM.prepare(wrong, open_dataset(data))
     sampler = load(tmp_path)
     sampler.set_progress_bar_config(disable=True)
     assert sampler.strategy.defaults.guidance_scale == CONFIG.guidance_scale
@@ -146,6 +152,10 @@ def test_prompt_embeddings_stand_for_prompts():
     by_text = sampler(["red circle", "circle"], negative_prompt="red", **arguments).frames
     made = sampler(prompt_embeds=embeds, negative_prompt_embeds=negative, **arguments).frames
     torch.testing.assert_close(made, by_text, rtol=0, atol=1e-5)
+    pairs = {**arguments, "guidance_scale": 1.0, "num_videos_per_prompt": 2}
+    twice = sampler(prompt_embeds=embeds, **pairs).frames
+    by_hand = sampler(["red circle", "circle"], **pairs).frames
+    torch.testing.assert_close(twice, by_hand, rtol=0, atol=1e-5)
     # Without negative embeddings the empty prompt stands in.
     plain = sampler(prompt_embeds=embeds[:1], **arguments).frames
     torch.testing.assert_close(plain, sampler("red circle", **arguments).frames, rtol=0, atol=1e-5)
@@ -167,3 +177,23 @@ def test_unknown_words_of_any_frame_are_refused_before_the_first_call():
     sampler.strategy.condition = None  # nothing may be asked for
     with pytest.raises(InvalidArgumentError, match=r"'cirkle'.*did you mean 'circle'"):
         sampler({0: "red circle", 500: "cirkle"}, num_frames=600)
+
+
+def test_half_precision_takes_embeddings_and_guides():
+    sampler = fresh().to(dtype=torch.bfloat16)
+    arguments = {"seed": 0, "output_type": "latent", "num_inference_steps": 2, "guidance_scale": 3.0}
+    with torch.no_grad():
+        embeds = sampler.strategy.text_encoder.encode(["red circle"])
+    made = sampler(prompt_embeds=embeds.float(), **arguments).frames
+    # What is encoded beside another text rounds a little differently.
+    torch.testing.assert_close(made, sampler("red circle", **arguments).frames, rtol=0, atol=0.1)
+
+
+def test_an_image_model_makes_videos_frame_by_frame():
+    strategy = checkpoint.build(VDM, replace(CONFIG, sample_frames=1, context=1))
+    sampler = Sampler(strategy)
+    sampler.set_progress_bar_config(disable=True)
+    three = sampler("red", num_frames=3, seed=0, num_inference_steps=2, output_type="latent").frames
+    first = sampler("red", num_frames=1, seed=0, num_inference_steps=2, output_type="latent").frames
+    torch.testing.assert_close(three[:, :, :1], first, rtol=0, atol=1e-5)
+    assert (three[:, :, 1] - three[:, :, 0]).abs().max() > 0.1

@@ -16,7 +16,7 @@ from vidgen.conditioning import Conditioning
 from vidgen.denoising import DenoisingStrategy, GivenFrames
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import TemporalLayers
-from vidgen.plans import Call, Plan, all_at_once, autoregressive
+from vidgen.plans import Call, Plan, all_at_once, autoregressive, chunks
 from vidgen.shapes import KnownMask, Latents
 from vidgen.strategies.vdm.config import VDMConfig, VDMOptions
 from vidgen.strategies.vdm.network import MASK_CHANNELS, VideoUNet, build_unet, load_unet
@@ -71,6 +71,8 @@ class VDM(DenoisingStrategy):
         """
         if num_frames <= self.window:
             return all_at_once(num_frames)
+        if self.window == 1:  # an image model: nothing to go on from
+            return chunks(num_frames, 1)
         return autoregressive(num_frames, self.window, min(self.config.context, self.window - 1))
 
     def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:

@@ -1,0 +1,105 @@
+"""Plain values that a generation is asked for with: of the right type, or refused by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.plans import Plan
+
+__all__ = ["checked_plain", "checked_types", "prompts_of"]
+
+_WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps", "num_videos_per_prompt")
+_REAL = ("fps", "guidance_scale", "strength", "eta")
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "latents": (Tensor, "a tensor (b c f h w)"),
+    "prompt_embeds": (Tensor, "a tensor (b n d)"),
+    "negative_prompt_embeds": (Tensor, "a tensor (b n d)"),
+    "plan": (Plan, "a vidgen Plan"),
+    "scheduler": ((str, SchedulerMixin), "a diffusers scheduler or its name"),
+    "generator": ((torch.Generator, Sequence), "a torch.Generator, or one per video"),
+    "pins": (Mapping, "{frame: picture}"),
+}
+
+
+def checked_plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers and frames of ``given`` as Python's own: NumPy's count as well.
+
+    Raises:
+        InvalidArgumentError: a value is of another type.
+    """
+    found: dict[str, Any] = {name: _whole(name, given[name]) for name in _WHOLE if given[name] is not None}
+    found |= {name: _real(name, given[name]) for name in _REAL if given[name] is not None}
+    if given["frames"] is not None:
+        if not isinstance(given["frames"], Iterable):
+            raise _wrong("frames", given["frames"], "frames of the video, such as range(0, 8)")
+        found["frames"] = tuple(_whole("frames", frame) for frame in given["frames"])
+    if given["pins"] is not None:
+        found["pins"] = {_whole("a frame of pins", frame): x for frame, x in given["pins"].items()}
+    return found
+
+
+def checked_types(given: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for an object that is none of its kind."""
+    for name, (kinds, expected) in _TYPES.items():
+        if given[name] is not None and (not isinstance(given[name], kinds) or given[name] == ""):
+            raise _wrong(name, given[name], expected)
+    generators = given["generator"] if isinstance(given["generator"], Sequence) else ()
+    if isinstance(generators, str) or not all(isinstance(g, torch.Generator) for g in generators):
+        raise _wrong("generator", given["generator"], "a torch.Generator, or one per video")
+
+
+def prompts_of(value: Any) -> list[Any]:
+    """Return a list of prompts, each a text or ``{first frame: text}``; class numbers become texts.
+
+    Raises:
+        InvalidArgumentError: something else, or an empty mapping.
+    """
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    return [_prompt(prompt) for prompt in (value if many else [value])]
+
+
+def _prompt(prompt: Any) -> Any:
+    if not isinstance(prompt, Mapping):
+        return _text(prompt)
+    if not prompt:
+        raise InvalidArgumentError("a prompt is an empty mapping; expected {first frame: text}.")
+    texts = {_whole("a frame of a prompt", frame): _text(text) for frame, text in prompt.items()}
+    if min(texts) < 0:
+        raise InvalidArgumentError(f"a prompt begins at frame {min(texts)}; frames count from 0.")
+    return texts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return str(operator.index(value))  # a class label
+    except TypeError:
+        raise _wrong("a prompt", value, "a text, a class number, or {first frame: text}") from None
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise _wrong(name, value, "a whole number") from None
+
+
+def _real(name: str, value: Any) -> Any:
+    if isinstance(value, int | float):
+        return value
+    if not isinstance(value, Real):
+        raise _wrong(name, value, "a number")
+    return float(value)  # NumPy's
+
+
+def _wrong(name: str, value: Any, expected: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}.")
