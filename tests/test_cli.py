@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 import logging
 import re
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vidgen import __version__
+from vidgen import __version__, plugins
 from vidgen.cli import app
 from vidgen.video import Video, VideoWriter, read_metadata
 
@@ -282,12 +284,35 @@ def test_given_video_and_masks(recorder, files):
         (["--video", "clip.mp4", "--mask", "empty"], "holds no picture"),
         (["--option", "num_inference_steps=3"], "use --steps"),
         (["--option", "last_image=red.png"], "use --last-image"),
+        (["--option", "pins=3"], "use --pin."),
+        (["--option", "num_videos_per_prompt=3"], "use --num-videos."),
+        (["--option", "prompt=red"], "write prompts after the checkpoint"),
+        (["--option", "callback_on_step_end=3"], "'callback_on_step_end' is for Python alone"),
+        (["--option", "return_dict=False"], "'return_dict' is for Python alone"),
+        (["--option", "output_type=latent"], "'output_type' is for Python alone"),
+        (["--option", "given=clean", "--option", "plan=x"], "'plan' is for Python alone"),
+        (["--option", "self=1"], "'self' is for Python alone"),
     ],
 )
 def test_bad_pictures_are_named_before_anything_is_loaded(recorder, files, arguments, message):
     result = run("generate", "x", *arguments, code=2)
     assert message in result.stderr
     assert not hasattr(recorder, "source")
+
+
+def test_every_argument_of_the_sampler_has_a_flag_or_is_refused(recorder):
+    from vidgen.sampling import Sampler
+
+    flags = run("generate", "--help").stdout
+    names = [name for name in inspect.signature(Sampler.__call__).parameters if name != "options"]
+    assert len(names) > 30
+    for name in names:
+        stderr = run("generate", "x", "--option", f"{name}=1", code=2).stderr
+        flag = re.search(r"use (--[a-z-]+)\.", stderr)
+        assert flag is None or flag[1] in flags
+    run("generate", "x", "--option", "given=clean", "--option", "options=3")
+    assert recorder.arguments["given"] == "clean"
+    assert recorder.arguments["options"] == "3"  # the sampler itself has no argument called so
 
 
 def test_given_pictures_reach_the_video(trained, files):
@@ -328,6 +353,8 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["generate", "no/such/folder"], 1, "does not exist"),
         (["generate", "shapes/unheard-of"], 1, "no bundled model is called 'shapes/unheard-of'"),
         (["info", "vmd"], 2, "Did you mean 'vdm'"),
+        (["info", "vdm", "--set", "widht=3"], 2, "Did you mean 'width"),
+        (["info", "vdm", "--set", "mask_past=.95"], 2, "mask_past=0.95 and mask_random="),
         (["info", "vdm", "--frames", "0"], 2, "num_frames is 0"),
         (["info", "vdm", "--recipe", "tinny"], 2, "Did you mean 'vdm/tiny'"),
         (["nonsense"], 2, "No such command"),
@@ -376,6 +403,49 @@ def test_empty_and_unusable_folders(tmp_path):
 
 def _picture(folder):
     return Video(np.zeros((2, 16, 16, 3), np.uint8), 8.0).save(folder / "black.mp4")
+
+
+def test_settings_that_belong_together_are_set_in_any_order():
+    pairs = ["--set=text=open_clip", "--set=text_model=X", "--set=mask_random=.7", "--set=mask_past=.3"]
+    for assignments in pairs, pairs[::-1]:
+        model = json.loads(run("train", "vdm", "--out", "x", "--dry-run", *assignments).stdout)["model"]
+        found = (model["text"], model["text_model"], model["mask_random"], model["mask_past"])
+        assert found == ("open_clip", "X", 0.7, 0.3)
+
+
+def test_what_the_system_refuses_is_one_line(trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    arguments = ["generate", trained / "run", "--steps", 1, "--out", tmp_path / "file" / "v.mp4"]
+    stderr = run("-q", *arguments, code=1).stderr
+    assert re.fullmatch(r"vidgen: .*v\.mp4 cannot be written: .*/file is a file.*Give out=.*\n", stderr)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "No space left on device (a/b)."),
+        (OSError("the hub\nis away."), "the hub is away."),
+        (TimeoutError(), "TimeoutError."),
+    ],
+)
+def test_other_errors_of_the_system_are_one_line_and_verbose_a_traceback(monkeypatch, error, said):
+    def refuse(group):
+        raise error
+
+    monkeypatch.setattr(plugins, "available", refuse)
+    line = f"vidgen: the system reports: {said} Check that place; `vidgen -v` shows where it arose.\n"
+    assert run("list", code=1).stderr == line
+    verbose = run("-v", "list", code=1).stderr
+    assert "Traceback" in verbose
+    assert verbose.endswith(line)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    script = "import sys; from vidgen.cli import main; sys.argv[1:] = ['list', '--json']; main()"
+    # `true` reads nothing, and is gone before the first line
+    command = f'(sleep 1; exec {sys.executable} -c "{script}") | true'
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert found.stderr == ""
 
 
 def test_interrupt_is_130(trained, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -73,6 +75,68 @@ def test_bad_override(assignment, error, message):
         config.override(Outer(), [assignment])
 
 
+@dataclass(frozen=True)
+class Together:
+    """Fields that are right only together, as a text encoder and its model are."""
+
+    text: str = "words"
+    text_model: str | None = None
+    past: float = 0.4
+    random: float = 0.1
+
+    def __post_init__(self):
+        if (self.text == "open_clip") != (self.text_model is not None):
+            raise InvalidArgumentError(f"text={self.text!r} with text_model={self.text_model!r}")
+        if self.past + self.random > 1:
+            raise InvalidArgumentError(f"past={self.past} and random={self.random} are above 1 together")
+
+
+@dataclass(frozen=True)
+class Whole:
+    model: Together = field(default_factory=Together)
+    table: dict[str, int] = field(default_factory=dict)
+    limit: float = 2.0
+
+    def __post_init__(self):
+        if self.model.past > self.limit:
+            raise InvalidArgumentError(f"past={self.model.past} is above limit={self.limit}")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["text=open_clip", "model.text_model=X"], Whole(Together(text="open_clip", text_model="X"))),
+        (["past=.95", "random=0"], Whole(Together(past=0.95, random=0.0))),
+        (["random=.7", "past=.3"], Whole(Together(past=0.3, random=0.7))),
+        (["limit=0.1", "past=0.1"], Whole(Together(past=0.1), limit=0.1)),  # checked by the class around
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_fields_checked_together_are_set_in_any_order(assignments, expected, order):
+    assert config.override(Whole(), assignments[::order]) == expected
+
+
+def test_the_last_assignment_to_a_field_wins_and_the_rest_stays():
+    given = Whole(Together(past=0.2), {"a": 1})
+    changed = config.override(given, ["past=7", "random=0.3", "model.past=0.5", 'table={"b": 2}'])
+    assert changed == Whole(Together(past=0.5, random=0.3), {"b": 2})
+    assert config.override(given, []) == given
+
+
+def test_values_that_contradict_each_other_are_named():
+    with pytest.raises(InvalidArgumentError, match=r"past=0.95 and random=0.1"):
+        config.override(Whole(), ["past=.95"])
+
+
+def test_shipped_recipe_takes_settings_that_belong_together():
+    recipe = load(RECIPES, "vdm/tiny")()
+    pairs = ["mask_past=.95", "mask_random=0", "text=open_clip", "text_model=ViT-B-32"]
+    for assignments in pairs, pairs[::-1]:
+        model = config.override(recipe, assignments).model
+        found = (model.mask_past, model.mask_random, model.text, model.text_model)
+        assert found == (0.95, 0.0, "open_clip", "ViT-B-32")
+
+
 def test_ambiguous_name_lists_the_full_ones():
     @dataclass(frozen=True)
     class Two:
@@ -88,6 +152,21 @@ def test_unknown_and_wrong_fields_are_named():
         config.from_dict(Outer, {"inner": {"widht": 3}})
     with pytest.raises(InvalidArgumentError, match=r"'inner.width' was given \[\]"):
         config.from_dict(Outer, {"inner": {"width": []}})
+
+
+def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    config.write_json(tmp_path / "a.json", {"a": 1})
+
+    def full(path, text, **_):
+        with path.open("w") as file:
+            file.write(text[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        config.write_json(tmp_path / "a.json", {"a": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert config.read_json(tmp_path / "a.json") == {"a": 1}
 
 
 def test_json_files(tmp_path):

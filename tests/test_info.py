@@ -209,6 +209,20 @@ def test_schedulers_are_no_part_of_the_meta_device(monkeypatch):
     assert found["plan"]["calls"] == 3
 
 
+class TwiceInTraining(Toy):
+    """Evaluates its network again while that is being trained."""
+
+    def denoiser(self, call):
+        network = super().denoiser(call)
+        again = self.modules["network"].training
+        return lambda x, t, cond: network(network(x, t, cond) if again else x, t, cond)
+
+
+def test_what_is_counted_is_sampling_and_not_training(monkeypatch):
+    installed(monkeypatch, TwiceInTraining)
+    assert info.describe("toy", num_frames=18)["gmacs_per_call"] == conv_macs(8, 8, 8) / 1e9
+
+
 class ReadsValues(Toy):
     def denoiser(self, call):
         network = super().denoiser(call)

@@ -97,15 +97,18 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def override(config: T, assignments: Iterable[str]) -> T:
-    """Return ``config`` with ``NAME=VALUE`` assignments applied, in order.
+    """Return ``config`` with ``NAME=VALUE`` assignments applied together.
 
-    ``NAME`` is a leaf's dotted path (``model.width``) or its last part where that is unique (``width``);
-    ``VALUE`` is read by the field's type, then as JSON.
+    Fields that are checked against each other may so be set in any order. ``NAME`` is the dotted path of a
+    leaf of ``config`` (``model.width``) or its last part where that is unique (``width``); ``VALUE`` is read
+    by the field's type, then as JSON. Of several assignments to one field the last one counts.
 
     Raises:
         UnknownNameError: no field is called ``NAME``.
-        InvalidArgumentError: ``=`` is missing, ``NAME`` is ambiguous, or ``VALUE`` does not fit.
+        InvalidArgumentError: ``=`` is missing, ``NAME`` is ambiguous, ``VALUE`` does not fit, or the values
+            contradict each other.
     """
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -113,8 +116,12 @@ def override(config: T, assignments: Iterable[str]) -> T:
                 f"{assignment!r} assigns nothing; expected NAME=VALUE, such as width=64."
             )
         path, kind = _find(config, name.strip())
-        config = _replaced(config, path.split("."), _parsed(kind, text.strip(), path))
-    return config
+        *parents, leaf = path.split(".")
+        inner = changes
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = _parsed(kind, text.strip(), path)
+    return _replaced(config, changes)
 
 
 def _find(config: Any, name: str) -> tuple[str, Any]:
@@ -148,17 +155,29 @@ def _parsed(kind: Any, text: str, name: str) -> Any:
     raise first
 
 
-def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    if len(path) > 1:
-        value = _replaced(getattr(config, path[0]), path[1:], value)
-    return dataclasses.replace(config, **{path[0]: value})
+def _replaced(config: T, changes: Mapping[str, Any]) -> T:
+    """Replace fields of ``config``, at once: whoever checks them sees none of the old ones in between."""
+    values = {}
+    for name, change in changes.items():
+        old = getattr(config, name)
+        values[name] = _replaced(old, change) if _plain(type(old)) else change
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as indented JSON to ``path``: to a temporary name beside it, then renamed."""
+    """Write ``data`` as indented JSON to ``path``: to a temporary name beside it, then renamed.
+
+    Raises:
+        OSError: it cannot be written; nothing half-written stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors
+from safetensors import SafetensorError
 
+import vidgen
 from vidgen.checkpoint import folder as folders
 from vidgen.checkpoint import replaced_folder, settled
+from vidgen.errors import CheckpointError, VideoError
 
 # Writes NAME anew and is killed at the n-th thing it does to the file system. The module is loaded alone, by
 # its file: so many processes have no time to import torch.
@@ -18,6 +23,7 @@ CHILD = """
 import importlib.util, os, signal, sys
 from pathlib import Path
 module, folder, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+sys.path.extend(sys.argv[4:])
 spec = importlib.util.spec_from_file_location("folder", module)
 folders = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(folders)
@@ -51,7 +57,8 @@ def content(folder: Path) -> str:
 
 def killed_at(moment: int, folder: Path) -> bool:
     """Replace ``folder`` in another process; return whether it was killed."""
-    command = [sys.executable, "-I", "-S", "-c", CHILD, folders.__file__, str(folder), str(moment)]
+    homes = [str(Path(str(package.__file__)).parents[1]) for package in (vidgen, safetensors)]
+    command = [sys.executable, "-I", "-S", "-c", CHILD, folders.__file__, str(folder), str(moment), *homes]
     code = subprocess.run(command, timeout=60).returncode
     assert code in (0, -signal.SIGKILL)
     return code != 0
@@ -83,10 +90,61 @@ def test_a_writer_that_fails_leaves_the_folder_that_was_set_aside(tmp_path):
     write(folder, "old")
     folder.rename(tmp_path / ".model.old")
     assert content(folder) == "old"
-    with pytest.raises(OSError, match="disk full"), replaced_folder(folder):
+    with pytest.raises(CheckpointError, match="disk full"), replaced_folder(folder):
         raise OSError("disk full")
     assert folder.is_dir()
     assert content(folder) == "old"
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, SafetensorError(f"I/O error: {FULL}")], ids=["system", "safetensors"])
+def test_a_full_disk_is_said_and_leaves_the_old_content(tmp_path, error):
+    folder = tmp_path / "model"
+    write(folder, "old")
+    message = r"model cannot be written: .*No space left on device.*disk with room"
+    with pytest.raises(CheckpointError, match=message), replaced_folder(folder):
+        raise error
+    assert content(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_errors_that_are_of_vidgen_come_through(tmp_path):
+    with pytest.raises(VideoError, match="no frames"), replaced_folder(tmp_path / "model"):
+        raise VideoError("no frames")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_new_folder_that_cannot_take_its_name_gives_it_back_to_the_old_one(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", Path.rename
+    write(folder, "old")
+
+    def refuse(path, target):
+        if path.name == ".model.tmp":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        write(folder, "new")
+    assert content(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_is_no_folder_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file is a file; expected a folder"):
+        write(tmp_path / "file", "new")
+    with pytest.raises(CheckpointError, match="cannot be written: Not a directory"):
+        write(tmp_path / "file" / "a" / "model", "new")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert settled(Path()) == Path()
+    with pytest.raises(CheckpointError, match="give a folder by its name"):
+        write(Path(), "new")
 
 
 def test_folder_beats_what_was_set_aside(tmp_path):

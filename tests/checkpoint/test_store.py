@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,10 +74,40 @@ def test_failed_save_leaves_the_old_checkpoint(strategy, folder, tmp_path, monke
         raise OSError("disk full")
 
     monkeypatch.setattr(type(strategy.scheduler), "save_pretrained", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"model cannot be written: disk full\."):
         checkpoint.save_strategy(strategy, folder)
     assert (folder / "vidgen.json").read_text() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_what_cannot_be_saved_or_read_is_said_by_name(strategy, tmp_path, monkeypatch):
+    """What the system refuses is an error of the checkpoint, with what it said."""
+    (tmp_path / "file").write_text("mine")
+    refused = {
+        "file": "file is a file; expected a folder",
+        "file/model": r"cannot be written: File exists \(.*/file\)\.",
+    }
+    for name, message in {**refused, "a" * 300: "cannot be written: File name too long"}.items():
+        with pytest.raises(CheckpointError, match=message):
+            Sampler(strategy).save_pretrained(tmp_path / name)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint: File name too long"):
+        load("a" * 300)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def closed(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(CheckpointError, match=r"/model cannot be written: Permission denied \(.*\)\."):
+        checkpoint.save_strategy(strategy, tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"/model' cannot be read as a checkpoint: Permission denied \("):
+        load(tmp_path / "model")
+
+
+def test_the_working_folder_is_a_source(strategy, folder, same, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert same(strategy, load(".", device="cpu").strategy)
 
 
 class Malicious:

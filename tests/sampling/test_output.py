@@ -82,9 +82,15 @@ def test_one_that_cannot_be_opened_undoes_the_others(tmp_path):
 
 def test_an_error_on_the_way_leaves_nothing_not_even_the_folder_of_pictures(tmp_path):
     sink = FileSink([tmp_path / "frames" / "%04d.png", tmp_path / "a.mp4"], 8, [{}, {}])
-    with pytest.raises(IndexError), sink:
-        for video in range(3):  # one more than there are
-            sink.append(video, CLIP)
+
+    def interrupted():
+        with sink:
+            sink.append(0, CLIP)
+            sink.append(1, CLIP)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        interrupted()
     assert not any(tmp_path.iterdir())
 
 

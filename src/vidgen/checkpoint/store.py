@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vidgen import config as configs
 from vidgen import plugins
-from vidgen.checkpoint.folder import replaced_folder, settled
+from vidgen.checkpoint.folder import readable, replaced_folder, settled, writable
 from vidgen.checkpoint.index import INDEX, read_index, write_index
 from vidgen.checkpoint.source import locate
 from vidgen.devices import checked_device
@@ -38,18 +38,22 @@ def save_strategy(strategy: Strategy, folder: str | Path) -> Path:
     """Write ``strategy`` whole to ``folder`` (replaced if it exists) and return the folder.
 
     Raises:
-        CheckpointError: ``folder`` exists and is not a checkpoint.
+        CheckpointError: ``folder`` exists and is not a checkpoint, or cannot be written.
     """
     folder = Path(folder).expanduser()
-    there = settled(folder)
-    if there.exists() and any(there.iterdir()) and not (there / INDEX).is_file():
-        raise CheckpointError(f"{there} exists and holds no {INDEX}; it is not overwritten. Give a new folder.")
+    with writable(folder):
+        _refuse_strangers(settled(folder))
     with replaced_folder(folder) as temporary:
         for name, module in strategy.modules.items():
             _save_component(module, temporary / name)
         strategy.scheduler.save_pretrained(temporary / _SCHEDULER)
         write_index(strategy, temporary)
     return folder
+
+
+def _refuse_strangers(there: Path) -> None:
+    if there.is_dir() and any(there.iterdir()) and not (there / INDEX).is_file():
+        raise CheckpointError(f"{there} exists and holds no {INDEX}; it is not overwritten. Give a new folder.")
 
 
 def _save_component(module: Any, folder: Path) -> None:
@@ -79,13 +83,19 @@ def load_strategy(
             read; ``scheduler`` may be another diffusers scheduler of the same process.
 
     Raises:
-        CheckpointError: no checkpoint there, another format, missing or unsafe files.
+        CheckpointError: no checkpoint there, another format, missing, unsafe or unreadable files.
         UnknownNameError: the strategy's package is not installed, or it has no such component.
         InvalidArgumentError: a component has another class than the strategy's.
         SchedulerError: the scheduler does not fit the model.
     """
     device = checked_device(device)
-    folder = locate(source, revision=revision)
+    with readable(source):
+        strategy = _loaded(locate(source, revision=revision), components)
+    return strategy.to(device, dtype)
+
+
+def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
+    """Build what the checkpoint ``folder`` holds, but for what is given ready."""
     index = read_index(folder)
     strategy_class = plugins.load(plugins.STRATEGIES, index["strategy"])
     _check_names(strategy_class, components)
@@ -100,7 +110,7 @@ def load_strategy(
         strategy.scheduler = scheduler
     for module in modules.values():
         module.eval()
-    return strategy.to(device, dtype)
+    return strategy
 
 
 def _check_names(strategy_class: type[Strategy], components: Iterable[str]) -> None:

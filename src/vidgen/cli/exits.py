@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -15,11 +16,12 @@ __all__ = ["exits"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_logger = logging.getLogger("vidgen")
 _WRONG_USE = (InvalidArgumentError, UnknownNameError)
 
 
 def exits(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn vidgen's errors into one line on stderr and an exit code."""
+    """Turn vidgen's and the system's errors into one line on stderr and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -28,8 +30,21 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
         except VidgenError as error:
             typer.echo(f"vidgen: {error}", err=True)
             raise typer.Exit(2 if isinstance(error, _WRONG_USE) else 1) from error
+        except BrokenPipeError:  # whoever read stdout has enough: nothing to say, and typer knows
+            raise
+        except OSError as error:
+            _logger.debug("where it happened:", exc_info=True)
+            typer.echo(f"vidgen: {_sentence(error)}", err=True)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             typer.echo("vidgen: interrupted", err=True)
             raise typer.Exit(130) from error
 
     return wrapped
+
+
+def _sentence(error: OSError) -> str:
+    """Say in one line what the system said, of which file, and what to do."""
+    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    place = f" ({error.filename})" if error.filename else ""
+    return f"the system reports: {said.rstrip('.')}{place}. Check that place; `vidgen -v` shows where it arose."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,8 +107,24 @@ def _options(assignments: list[str], taken: dict[str, Any]) -> dict[str, Any]:
     for name, equals, value in pairs:
         if not equals:
             raise InvalidArgumentError(f"--option was given {name + value!r}; expected NAME=VALUE.")
-        if name in taken:
-            flags = {python: flag for flag, python in _NAMES.items()}
-            flag = flags.get(name, name).replace("_", "-")
-            raise InvalidArgumentError(f"--option {name} is no option of the strategy; use --{flag}.")
+        if name in taken or name in _arguments():
+            use = _instead(name, taken)
+            raise InvalidArgumentError(f"--option {name} is no option of the strategy; {use}.")
     return {name: value for name, _, value in pairs}
+
+
+def _arguments() -> set[str]:
+    """Return the names of the sampler's own arguments, which are none of a strategy's."""
+    from vidgen.sampling import Sampler
+
+    parameters = inspect.signature(Sampler.__call__).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+def _instead(name: str, taken: dict[str, Any]) -> str:
+    if name == "prompt":
+        return "write prompts after the checkpoint"
+    if name not in taken:
+        return f"the sampler's argument {name!r} is for Python alone. Leave it out"
+    flags = {python: flag for flag, python in _NAMES.items()}
+    return f"use --{flags.get(name, name).replace('_', '-')}"

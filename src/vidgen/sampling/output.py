@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,24 +143,16 @@ class FileSink:
 def _opened(path: Path, fps: float, metadata: Mapping[str, Any]) -> VideoWriter:
     """Open a writer, and see that its file can be written: FFmpeg says so after the first frame only."""
     advice = "Give out= a path in a folder that you may write to."
-    with ExitStack() as undo:
-        try:
-            if path.parent.is_file():
-                raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file and no folder")
-            writer = VideoWriter(path, fps, metadata=metadata)
-            undo.callback(_abort, writer)
-            if path.suffix.lower() not in ("", ".png"):  # the folder of pictures is there already
-                trial = path.with_name(f".{path.name}.{os.getpid()}-0.test")
-                trial.touch(exist_ok=False)
-                trial.unlink()
-        except VideoError as error:
-            raise VideoError(f"{error} {advice}") from error
-        except OSError as error:
-            raise VideoError(f"{path} cannot be written: {error.strerror or error}. {advice}") from error
-        undo.pop_all()
+    try:
+        if path.parent.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file and no folder")
+        writer = VideoWriter(path, fps, metadata=metadata)
+        if path.suffix.lower() not in ("", ".png"):  # the folder of pictures is there already
+            trial = path.with_name(f".{path.name}.{os.getpid()}-0.test")
+            trial.touch(exist_ok=False)
+            trial.unlink()
+    except VideoError as error:
+        raise VideoError(f"{error} {advice}") from error
+    except OSError as error:
+        raise VideoError(f"{path} cannot be written: {error.strerror or error}. {advice}") from error
     return writer
-
-
-def _abort(writer: VideoWriter) -> None:
-    with suppress(OSError):
-        writer.abort()
