@@ -22,19 +22,20 @@ class TrainingConfig:
             all processes) at a time.
         gradient_checkpointing: recompute activations in the backward pass, in the components that can.
         learning_rate: AdamW's, after warm-up.
-        lr_schedule: one of diffusers' schedules; ``"constant_with_warmup"`` or ``"cosine"``, say.
+        lr_schedule: one of diffusers' schedules: ``"linear"``, ``"cosine"``, ``"cosine_with_restarts"``,
+            ``"polynomial"``, ``"constant"`` or ``"constant_with_warmup"``.
         warmup_steps: steps over which the learning rate rises from 0.
-        weight_decay, betas: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        ema_decay: decay of the averaged weights that are sampled from; None keeps none.
+        weight_decay, betas: AdamW's; 0 or more, and two numbers in [0, 1).
+        max_grad_norm: gradients are scaled down to this norm, more than 0; None leaves them.
+        ema_decay: decay, in [0, 1), of the averaged weights that are sampled from; None keeps none.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (CUDA only). Networks run in it; weights, losses
             and optimisers stay in float32. bf16 is slow on a CPU that does not know it.
-        seed: of the initial weights, the order of the data and the training noise.
-        checkpoint_every, log_every: in steps.
+        seed: 0 to 2^63 - 1; of the initial weights, the order of the data and the training noise.
+        checkpoint_every, log_every: in steps, 1 or more, as all that counts steps, batches or clips here.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
         num_workers: processes that read clips; 0 reads in the training process.
         cache_latents: keep the codec's latents on disk, for data without random views.
-        validation: share of the sources, chosen by their content, that is held out of training; 0 is none.
+        validation: share of the sources, in [0, 1), that is held out of training, chosen by their content.
         validate_every: steps from one validation to the next (and one at the end of each stage).
         validation_batches: batches of a validation; always the same clips and the same noise.
         sample_every: in the last stage, steps from one set of sample videos to the next (and one at the

@@ -16,7 +16,7 @@ from trainings import trainer
 
 from vidgen.errors import MissingDependencyError, UnknownNameError
 from vidgen.training import AccelerateTracker
-from vidgen.training.trackers import open_trackers
+from vidgen.training.trackers import TensorBoardTracker, open_trackers
 from vidgen.video import Video
 
 TINY = {"validation": 0.2, "validate_every": 6, "sample_every": 6, "sample_prompts": ("a",)}
@@ -85,6 +85,16 @@ def test_tensorboard_shows_the_log_and_hides_what_was_done_again(tmp_path):
     assert [picture.step for picture in pictures] == [6, 12]
     film = Image.open(io.BytesIO(pictures[0].encoded_image_string))
     assert (film.format, film.n_frames, film.size) == ("GIF", 8, (8, 8))
+
+
+def test_tensorboard_keeps_the_step_it_goes_on_from_and_hides_the_next(tmp_path):
+    for value, steps in ((1.0, (1, 2, 3, 4, 5)), (2.0, (4, 5))):
+        tracker = TensorBoardTracker(tmp_path, step=steps[0] - 1)
+        for step in steps if value == 1 else steps[:0]:
+            tracker.log({"loss": value}, step)
+        tracker.close()
+    # The second one began at step 3 and wrote nothing yet.
+    assert [event.step for event in events(tmp_path).Scalars("loss")] == [1, 2, 3]
 
 
 def test_tensorboard_missing(tmp_path, monkeypatch):

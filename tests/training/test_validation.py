@@ -116,6 +116,27 @@ def test_a_loss_may_take_gradients_of_its_own(tmp_path, monkeypatch):
     assert len(curve(tmp_path)) == 2
 
 
+def test_validation_runs_in_the_precision_of_training(tmp_path, monkeypatch):
+    strategy, casts, outputs = toy(), [], set()
+    losses = ToyStage.losses
+
+    def spying(self, batch, step):
+        if step.stage != "denoiser":
+            casts.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+            hook = strategy.modules["network"].conv.register_forward_hook(
+                lambda *call: outputs.add(call[-1].dtype)
+            )
+        yield from losses(self, batch, step)
+        if step.stage != "denoiser":
+            hook.remove()
+
+    monkeypatch.setattr(ToyStage, "losses", spying)
+    changes = {"validation": 0.2, "validate_every": 2, "validation_batches": 1}
+    trainer(tmp_path, strategy, mixed_precision="bf16", steps=2, **changes).run()
+    assert casts == [(True, torch.bfloat16)]
+    assert outputs == {torch.bfloat16}
+
+
 def test_every_stage_is_validated(tmp_path):
     trainer(tmp_path, toy(stages=2), validation=0.2, validate_every=12).run()
     assert list(curve(tmp_path)) == [12, 24]

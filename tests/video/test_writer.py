@@ -286,3 +286,11 @@ def test_metadata_of_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("text")
     with pytest.raises(VideoError, match="not a video"):
         read_metadata(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webm"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(tmp_path, suffix):
+    (tmp_path / f"video{suffix}" / "inside").mkdir(parents=True)
+    with pytest.raises(InvalidArgumentError, match="is a folder"):
+        VideoWriter(tmp_path / f"video{suffix}", 8)
+    assert (tmp_path / f"video{suffix}" / "inside").is_dir()

@@ -16,7 +16,7 @@ from vidgen.noise import NoiseKey
 from vidgen.training.latents import LatentCache, LatentSample, LatentStore
 from vidgen.video.dataset import ClipBatch, ClipDataset, collate
 
-__all__ = ["StepSampler", "batches", "micro_batches"]
+__all__ = ["StepSampler", "batches", "micro_batches", "share_of"]
 
 logger = logging.getLogger("vidgen")
 
@@ -41,12 +41,8 @@ class StepSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, length: int, seed: int, batch_size: int, steps: range, rank: int, world: int) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise InvalidArgumentError(
-                f"batch_size is {batch_size}; expected a positive multiple of the {world} process(es)."
-            )
+        share = share_of(batch_size, world)
         self.length, self.seed, self.batch_size, self.steps = length, seed, batch_size, steps
-        share = batch_size // world
         self.positions = tuple(range(rank * share, (rank + 1) * share))
         self._orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
 
@@ -65,6 +61,19 @@ class StepSampler(Sampler[list[Key]]):
             self._orders = {**self._orders, epoch: generator.permutation(self.length)}
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
         return int(self._orders[epoch][offset]), epoch
+
+
+def share_of(batch_size: int, world: int) -> int:
+    """Return how many clips of a batch each of ``world`` processes takes.
+
+    Raises:
+        InvalidArgumentError: the batch cannot be shared equally.
+    """
+    if batch_size < 1 or batch_size % world:
+        raise InvalidArgumentError(
+            f"batch_size is {batch_size}; expected a positive multiple of the {world} process(es)."
+        )
+    return batch_size // world
 
 
 def batches(

@@ -88,7 +88,7 @@ class Descent:
         """Step one optimiser with the gradients of all processes; False if it was skipped."""
         optimizer = running.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.processes.average_gradients(parameters)
+        self.processes.average_gradients(parameters)  # the same everywhere from here on, an error too
         if all(p.grad is None for p in parameters):
             raise TrainingError(
                 f"a loss of optimiser {name!r} in stage {running.stage.name!r} gave none of its parameters a "
@@ -96,7 +96,7 @@ class Descent:
                 "depends on."
             )
         running.precision.unscale(name, optimizer)
-        limit = self.config.max_grad_norm or math.inf
+        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         scales = running.precision.scales()
         if name not in scales:  # fp16 skips such steps

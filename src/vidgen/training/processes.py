@@ -61,14 +61,21 @@ class Processes:
         return {name: means[name] for name in values}
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients, after the whole loss and so in any order of networks."""
+        """Average gradients, after the whole loss and so in any order of networks.
+
+        A parameter that gets a gradient on some processes has 0 on the others; one that gets none anywhere
+        is left without, as one process alone would leave it: an optimiser moves what has a gradient of 0.
+        """
         if self.world == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        reached = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        dist.all_reduce(reached)
+        # The same parameters on every process, so that the gradients lie alike.
+        shared = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
+        if not shared:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in shared])
         dist.all_reduce(flat)
         flat /= self.world
-        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        for parameter, mean in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
             parameter.grad = mean.view_as(parameter)

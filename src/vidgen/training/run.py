@@ -20,21 +20,26 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from vidgen import config as configs
 from vidgen.checkpoint import replaced_folder
-from vidgen.errors import CheckpointError
+from vidgen.errors import CheckpointError, VidgenError
 from vidgen.recipe import Recipe
 from vidgen.training.state import load_state
+from vidgen.video.dataset import PROCEDURAL
 
 __all__ = ["RunFolder"]
 
 # Changing these leaves what is already trained as it is. With a learning-rate schedule that depends on the
 # number of steps, the rest follows the new one.
 _FREE = {
+    "data.cache_dir",
     "training.steps",
     "training.checkpoint_every",
     "training.keep_checkpoints",
@@ -61,18 +66,24 @@ class RunFolder:
         resume: go on with what is there; False refuses a folder with checkpoints.
 
     Raises:
-        CheckpointError: the folder holds something else, or a run of another recipe.
+        CheckpointError: the folder holds something else, or a run of another recipe, or cannot be made or
+            written; the methods that write raise it, too.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
         self.folder = folder
-        index = folder / "recipe.json"
+        with _writing(folder):
+            self._open(recipe, resume)
+
+    def _open(self, recipe: Recipe, resume: bool) -> None:
+        folder, index = self.folder, self.folder / "recipe.json"
         if _strangers(folder) and not index.is_file():
             raise CheckpointError(
                 f"{folder} is not empty and holds no recipe.json; expected a new folder, or one of a run. "
                 "Give another --out."
             )
         described = configs.to_dict(recipe)
+        described["data"]["path"] = _resolved(described["data"]["path"])  # may go on from elsewhere
         if index.is_file():
             self._check(configs.read_json(index), described, resume)
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,22 +118,24 @@ class RunFolder:
     def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
         """Let ``write`` fill a new checkpoint, make it appear at once, delete all but ``keep``."""
         target = self.checkpoint(step)
-        with replaced_folder(target) as temporary:
-            write(temporary)
-            _sync(temporary)
-        for old in self.steps()[: -max(keep, 1)]:
-            path = self.checkpoint(old)
-            doomed = path.with_name(f".{path.name}.tmp")  # half-deleted, it must not pass for a checkpoint
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+        with _writing(self.folder):
+            with replaced_folder(target) as temporary:
+                write(temporary)
+                _sync(temporary)
+            for old in self.steps()[: -max(keep, 1)]:
+                path = self.checkpoint(old)
+                doomed = path.with_name(f".{path.name}.tmp")  # half-deleted, it must not pass for a checkpoint
+                path.rename(doomed)
+                shutil.rmtree(doomed)
         return target
 
     def clean(self) -> None:
         """Remove what a killed run left half-written."""
-        for place in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
-            for path in place.glob(".*") if place.is_dir() else ():
-                if _LEFTOVER.fullmatch(path.name):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with _writing(self.folder):
+            for place in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+                for path in place.glob(".*") if place.is_dir() else ():
+                    if _LEFTOVER.fullmatch(path.name):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest checkpoint's state, or None where there is none."""
@@ -131,7 +144,7 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to the log."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        with _writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def cut_log(self, step: int) -> None:
@@ -140,9 +153,25 @@ class RunFolder:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+            with _writing(self.folder):
+                temporary = path.with_name(f".{path.name}.tmp")
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                temporary.replace(path)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, VidgenError):  # says it better
+            raise
+        raise CheckpointError(
+            f"the folder of the run, {folder}, cannot be made or written: {error}; expected a folder to write "
+            "in, on a disk with room. Free it or make room and start again (what is saved there is kept), or "
+            "give another --out."
+        ) from error
 
 
 def _strangers(folder: Path) -> list[Path]:
@@ -180,6 +209,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             leaves |= _leaves(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
-    if isinstance(leaves.get("data.path"), str):  # one folder has many names
-        leaves["data.path"] = str(Path(leaves["data.path"]).expanduser().resolve())
+    if isinstance(leaves.get("data.path"), str):
+        leaves["data.path"] = _resolved(leaves["data.path"])
     return leaves
+
+
+def _resolved(path: str) -> str:
+    """Return the one name of a folder that has many; procedural data has its own."""
+    return path if path in PROCEDURAL else str(Path(path).expanduser().resolve())

@@ -119,11 +119,7 @@ class Running:
 
 
 def begin_stage(strategy: Strategy, stage: Stage, config: TrainingConfig, device: torch.device) -> Running:
-    """Make ``strategy`` ready for ``stage``: only its components train.
-
-    Raises:
-        InvalidArgumentError: no such learning-rate schedule.
-    """
+    """Make ``strategy`` ready for ``stage``: only its components train."""
     for name, module in strategy.modules.items():
         trained = name in stage.components
         module.train(trained).requires_grad_(trained)
@@ -175,15 +171,12 @@ def _checkpointing(strategy: Strategy, stage: Stage) -> Iterator[Any]:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:
-    try:
-        return get_scheduler(
-            config.lr_schedule,
-            optimizer,
-            num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
-        )
-    except ValueError as error:
-        raise InvalidArgumentError(f"lr_schedule {config.lr_schedule!r}: {error}.") from error
+    return get_scheduler(
+        config.lr_schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps,
+    )
 
 
 def _average(parameters: list[nn.Parameter], config: TrainingConfig) -> EMAModel | None:

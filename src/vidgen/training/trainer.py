@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import threading
 import time
@@ -17,11 +16,10 @@ import torch
 from tqdm import tqdm
 
 from vidgen import checkpoint, plugins
-from vidgen.errors import InvalidArgumentError
 from vidgen.nn import batch_norm
-from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.recipe import Recipe
 from vidgen.strategy import Strategy
-from vidgen.training.batches import StepSampler, batches
+from vidgen.training.batches import StepSampler, batches, share_of
 from vidgen.training.descent import Descent
 from vidgen.training.latents import LatentCache
 from vidgen.training.precision import check_precision
@@ -29,6 +27,7 @@ from vidgen.training.processes import Processes
 from vidgen.training.run import RunFolder
 from vidgen.training.running import Running, begin_stage, check_stage
 from vidgen.training.samples import Samples
+from vidgen.training.settings import check_training
 from vidgen.training.state import save_state
 from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open_trackers
 from vidgen.training.validation import Validation, hold_out
@@ -54,9 +53,9 @@ class Trainer:
         device: where to train; None leaves it to accelerate.
 
     Raises:
-        CheckpointError: ``out`` holds something else, or a run of another recipe.
+        CheckpointError: ``out`` holds something else, or a run of another recipe, or cannot be written.
         VideoError: the data cannot be read.
-        UnknownNameError: no such strategy or tracker.
+        UnknownNameError: no such strategy, tracker, learning-rate schedule or precision.
         MissingDependencyError: a tracker's package is not installed.
         InvalidArgumentError: no such device, or settings that cannot be.
 
@@ -90,6 +89,7 @@ class Trainer:
         self.recipe = recipe
         self.processes = Processes(device)
         check_precision(self.config.mixed_precision, self.processes.device)
+        share_of(self.config.batch_size, self.processes.world)
         self.strategy = strategy.to(self.processes.device)
         out = Path(out).expanduser()
         self._prepare(out, held_out)
@@ -120,6 +120,7 @@ class Trainer:
 
         Raises:
             TrainingError: a loss or gradient is not finite; the last checkpoint stays as it was.
+            CheckpointError: the folder cannot be written (a full disk, say).
         """
         self.processes.wait()  # all have opened the folder
         if self.processes.main:
@@ -280,20 +281,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def check_training(config: TrainingConfig) -> None:
-    """Raise InvalidArgumentError for settings that cannot be, whatever is trained."""
-    counts = ["steps", "batch_size", "checkpoint_every", "log_every", "keep_checkpoints"]
-    counts += ["validate_every", "validation_batches"]
-    counts += [name for name in ("micro_batch_size", "sample_every") if getattr(config, name) is not None]
-    for name in counts:
-        if getattr(config, name) < 1:
-            raise InvalidArgumentError(f"training.{name} is {getattr(config, name)}; expected 1 or more.")
-    if not config.learning_rate > 0 or not math.isfinite(config.learning_rate):
-        raise InvalidArgumentError(f"training.learning_rate is {config.learning_rate}; expected more than 0.")
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
-        raise InvalidArgumentError(f"training.ema_decay is {config.ema_decay}; expected 0 <= decay < 1.")
 
 
 def train(recipe: Recipe, out: str | Path, **arguments: Any) -> Path:

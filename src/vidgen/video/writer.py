@@ -94,6 +94,8 @@ class VideoWriter:
         suffix = self.path.suffix.lower()
         if suffix and suffix not in _SUFFIXES:
             raise UnknownNameError("video suffix", suffix, (*_SUFFIXES, "no suffix: PNG folder"))
+        if suffix not in ("", ".png") and self.path.is_dir():
+            raise InvalidArgumentError(f"{self.path} is a folder; give the name of a {suffix} file.")
         if suffix in ("", ".png"):
             _refuse(suffix or "PNG folder", codec=codec, crf=crf, options=options)
             self._prepare(lambda: self._folder(record))
