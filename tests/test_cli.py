@@ -142,6 +142,9 @@ def test_info_prints_json_or_a_table():
     arguments = ["info", "vdm", "--frames", 100, "--set", "videos=8", "--set", "widths=[16,16]"]
     found = json.loads(run(*arguments, "--json").stdout)
     assert found["recipe"] == "vdm/tiny"
+    assert set(found) == {"strategy", "recipe", "components", "gmacs_per_call", "plan"}
+    assert all(set(values) == {"parameters"} for values in found["components"].values())
+    assert set(found["plan"]) == {"frames", "calls", "waves", "critical_path", "peak_frames"}
     assert found["plan"]["calls"] == 8
     table = run(*arguments, "--recipe", "tiny").stdout
     for name, value in found["components"].items():

@@ -355,6 +355,31 @@ def test_every_solver_may_begin_in_the_middle(name, strength):
     assert abs(similar - a * STD / (a**2 * STD**2 + b**2) ** 0.5) < 0.03
 
 
+@pytest.mark.parametrize("held", ["source", "replace"])
+@pytest.mark.parametrize("name", [*VP, "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"])
+def test_what_is_held_is_noised_as_the_rest_at_every_evaluation(name, held):
+    own = FlowMatchEulerDiscreteScheduler() if name.startswith("Flow") else ddim(beta_schedule="linear")
+    model = Diffusion(own).exchange(name)
+    clean, worst = noise_like((2, 3, 4, 16, 16), seed=1), []
+    kept = torch.zeros(2, 1, 4, 16, 16, dtype=torch.bool)
+    kept[:, :, :2] = True  # two frames of four
+    known = torch.tensor([[True, True, False, False]] * 2)
+
+    def denoise(x, t, cond):
+        k = model.coefficients(t if model.process == "flow" else t.round().long(), x)
+        expected = (k.signal**2 + k.noise**2).sqrt()  # of data and noise of unit variance
+        worst.append(abs(float(x[:, :, :2].std()) - float(expected[0])))
+        return network(x, t)
+
+    cond = Conditioning(known=known, clean=clean, replace=True) if held == "replace" else Conditioning()
+    source = Source(clean, kept) if held == "source" else None
+    model.solve(
+        denoise, noise_like(clean.shape), cond, num_inference_steps=8, step_noise=no_noise, source=source
+    )
+    assert len(worst) >= 8
+    assert max(worst) < 0.03
+
+
 def test_a_solver_that_cannot_begin_in_the_middle_is_refused():
     model = Diffusion(ddim()).exchange("PNDM")
     clean = torch.zeros(1, 1, 1, 2, 2)

@@ -268,7 +268,7 @@ class Diffusion:
 
     def _step_arguments(self, eta: float) -> dict[str, Any]:
         name, config = type(self.scheduler).__name__, self.scheduler.config
-        if eta < 0 or eta > 1:
+        if not 0 <= eta <= 1:
             raise InvalidArgumentError(f"eta is {eta}; expected a value in [0, 1].")
         if name.startswith("DDIM"):
             # A clipped x_0 estimate needs its noise recomputed, or the two no longer add up to x_t.
@@ -383,9 +383,12 @@ def _kept(cond: Conditioning, source: Source | None) -> list[tuple[Tensor, Tenso
 
 def _noised_to(scheduler: Any, clean: Latents, noise: Latents, t: Tensor) -> Latents:
     """Return ``clean`` noised to ``t``, in the scheduler's own scale."""
-    steps = t.expand(clean.shape[0])
-    if hasattr(scheduler, "scale_noise"):  # the flow schedulers' name for add_noise
-        noised: Tensor = scheduler.scale_noise(clean, steps, noise)
-    else:
-        noised = scheduler.add_noise(clean, noise, steps)
+    if _process_of(scheduler) == "flow":
+        sigma: Tensor = t.to(clean) / scheduler.config.num_train_timesteps
+        return clean.lerp(noise, sigma)
+    if getattr(scheduler, "sigmas_interpol", None) is not None and not scheduler.state_in_first_order:
+        # KDPM2's second evaluation of a step is between two sigmas; its add_noise knows only these.
+        between: Tensor = scheduler.sigmas_interpol[scheduler.step_index].to(clean)
+        return clean + noise * between
+    noised: Tensor = scheduler.add_noise(clean, noise, t.expand(clean.shape[0]))
     return noised

@@ -13,6 +13,7 @@ from vidgen import checkpoint
 from vidgen.checkpoint import hub as hub_module
 from vidgen.checkpoint.hub import HubId, parse
 from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.sampling import Sampler
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_pushed_and_loaded_again_is_the_same(strategy, hub, same, monkeypatch):
     assert same(strategy, checkpoint.load_strategy("ann/demo", device="cpu"))
     go_offline(monkeypatch)  # the cache is enough from now on
     assert same(strategy, checkpoint.load_strategy("ann/demo", device="cpu"))
+
+
+def test_samplers_have_diffusers_names_for_it(strategy, hub, same, tmp_path):
+    sampler = Sampler(strategy)
+    assert sampler.push_to_hub("ann/own", private=True).startswith(f"{hub.endpoint}/ann/own/commit/")
+    assert hub.repos["ann/own"].private
+    sampler.save_pretrained(tmp_path / "own")
+    for source in ("ann/own", tmp_path / "own"):
+        again = Sampler.from_pretrained(source, device="cpu", codec=strategy.codec)
+        assert same(strategy, again.strategy)
+        assert again.strategy.codec is strategy.codec
 
 
 def test_model_card_says_how_to_load_it_and_is_never_overwritten(strategy, hub):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import vidgen.sampling.work as work_module
 from toy import toy
 from vidgen.errors import (
     CheckpointError,
@@ -330,6 +332,13 @@ def test_pinned_pictures_come_back_and_steer(sampler):
         ({"frames": ["a"]}, InvalidArgumentError, "frames is 'a'"),
         ({"latents": np.zeros(3)}, InvalidArgumentError, "expected a tensor"),
         ({"plan": 3}, InvalidArgumentError, "expected a vidgen Plan"),
+        ({"eta": float("nan")}, InvalidArgumentError, "eta is nan"),
+        ({"fps": float("inf")}, InvalidArgumentError, "fps is inf"),
+        ({"batch_size": 2.0}, InvalidArgumentError, "batch_size is 2.0"),
+        ({"out": 3}, InvalidArgumentError, "out is 3"),
+        ({"work": 3}, InvalidArgumentError, "work is 3"),
+        ({"callback_on_step_end": "x"}, InvalidArgumentError, "expected a function"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, InvalidArgumentError, "a list of names"),
         ({"scheduler": 3}, InvalidArgumentError, "scheduler or its name"),
         ({"generator": "x"}, InvalidArgumentError, "a torch.Generator"),
         ({"num_frames": -3}, InvalidArgumentError, "num_frames is -3"),
@@ -400,9 +409,28 @@ def test_a_repetition_without_a_seed_goes_on_with_the_one_it_had(sampler, tmp_pa
     np.testing.assert_array_equal(again.frames, first.frames)
     with pytest.raises(CheckpointError, match="other settings"):
         sampler("a", num_frames=13, num_videos_per_prompt=2, work=tmp_path / "work", seed=first.seeds[0] + 1)
+    for broken in ("no json", '{"seed": "abc"}'):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / "work.json").write_text(broken)
+        if broken == "no json":
+            with pytest.raises(CheckpointError, match="Delete it to begin anew"):
+                sampler("a", work=tmp_path / "broken")
+        else:
+            sampler("a", work=tmp_path / "broken")  # no seed, no settings: it begins anew
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be used"):
         sampler("a", work=tmp_path / "file" / "below")
+
+
+def test_a_full_disk_leaves_nothing_half_written_in_the_work_folder(sampler, tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(work_module, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        sampler("a", seed=0, work=tmp_path / "work")
+    assert [p.name for p in (tmp_path / "work").rglob("*") if p.is_file()] == ["work.json"]
 
 
 def test_cost_takes_what_a_call_takes(sampler):

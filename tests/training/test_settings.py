@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import replace
 
 import pytest
-from trainings import RECIPE, trainer
+from trainings import RECIPE, log, trainer
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.training import processes
@@ -98,3 +100,20 @@ def test_a_batch_that_processes_cannot_share_leaves_nothing_either(tmp_path, mon
     with pytest.raises(InvalidArgumentError, match="multiple of the 3 process"):
         trainer(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_the_learning_rate_follows_its_schedule_and_goes_on_with_it(tmp_path, schedule):
+    changes = {"lr_schedule": schedule, "warmup_steps": 4, "learning_rate": 0.01, "log_every": 1}
+    trainer(tmp_path, **changes, steps=12, checkpoint_every=5).run()
+    shutil.rmtree(tmp_path / "checkpoints/step-00000012")  # as if cut off after step 10
+    trainer(tmp_path, **changes, steps=12, checkpoint_every=5).run()
+    rates = [line["lr/denoiser"] for line in log(tmp_path)]
+    left = [(12 - step) / (12 - 4) for step in range(1, 13)]  # of what comes after the warm-up
+    after = {
+        "linear": left,
+        "cosine": [0.5 * (1 + math.cos(math.pi * (1 - share))) for share in left],
+        "constant_with_warmup": [1.0] * 12,
+    }[schedule]
+    expected = [0.01 * (step / 4 if step < 4 else after[step - 1]) for step in range(1, 13)]
+    assert rates == pytest.approx(expected, abs=1e-9)

@@ -8,7 +8,7 @@
 Every component also loads alone with its diffusers class. Nothing is ever unpickled.
 """
 
-from vidgen.checkpoint.folder import replaced_folder, settled
+from vidgen.checkpoint.folder import replaced_folder, settled, writable
 from vidgen.checkpoint.index import FORMAT
 from vidgen.checkpoint.push import push_strategy
 from vidgen.checkpoint.source import find_checkpoint, locate
@@ -24,4 +24,5 @@ __all__ = [
     "replaced_folder",
     "save_strategy",
     "settled",
+    "writable",
 ]

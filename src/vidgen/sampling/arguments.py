@@ -337,8 +337,8 @@ def _of_first_process(seeds: list[int]) -> list[int]:
 
 def _positive(name: str, value: float | None, default: float) -> Any:
     value = default if value is None else value
-    if value <= 0:
-        raise InvalidArgumentError(f"{name} is {value}; expected more than 0.")
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidArgumentError(f"{name} is {value}; expected more than 0, and finite.")
     return value
 
 

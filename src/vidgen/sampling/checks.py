@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from vidgen.errors import InvalidArgumentError
 from vidgen.plans import Plan
 
-__all__ = ["checked_plain", "checked_types", "prompts_of"]
+__all__ = ["checked_call", "checked_plain", "checked_types", "prompts_of"]
 
 _WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps", "num_videos_per_prompt")
 _REAL = ("fps", "guidance_scale", "strength", "eta")
@@ -56,6 +57,20 @@ def checked_types(given: Mapping[str, Any]) -> None:
         raise _wrong("generator", given["generator"], "a torch.Generator, or one per video")
 
 
+def checked_call(call: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for what a call takes besides the arguments of its generation."""
+    if call["batch_size"] is not None:
+        _whole("batch_size", call["batch_size"])
+    for name in ("out", "work"):
+        if call[name] is not None and not isinstance(call[name], str | os.PathLike):
+            raise _wrong(name, call[name], "a path")
+    if call["callback_on_step_end"] is not None and not callable(call["callback_on_step_end"]):
+        raise _wrong("callback_on_step_end", call["callback_on_step_end"], "a function")
+    names = call["callback_on_step_end_tensor_inputs"]
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise _wrong("callback_on_step_end_tensor_inputs", names, 'a list of names, such as ["latents"]')
+
+
 def prompts_of(value: Any) -> list[Any]:
     """Return a list of prompts, each a text or ``{first frame: text}``; class numbers become texts.
 
@@ -81,14 +96,14 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return str(operator.index(value))  # a class label
+        return str(int(operator.index(value)))  # a class label
     except TypeError:
         raise _wrong("a prompt", value, "a text, a class number, or {first frame: text}") from None
 
 
 def _whole(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        return int(operator.index(value))
     except TypeError:
         raise _wrong(name, value, "a whole number") from None
 

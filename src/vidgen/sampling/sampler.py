@@ -19,6 +19,7 @@ from vidgen import checkpoint
 from vidgen.errors import GenerationInterruptedError, UnknownNameError
 from vidgen.plans import Plan
 from vidgen.sampling.arguments import Arguments, Generation
+from vidgen.sampling.checks import checked_call
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import Delivery, latents_of
 from vidgen.sampling.engine import Engine, Job
@@ -85,7 +86,8 @@ class Sampler:
     def cost(self, prompt: Prompt | int | Sequence[Prompt | int] = "", **arguments: Any) -> Cost:
         """Return what a call with these arguments would cost, without generating anything."""
         names = {f.name for f in fields(Arguments)} - {"options"}
-        elsewhere = {*inspect.signature(self.__call__).parameters} - names  # what decides nothing of the cost
+        # What a call takes besides decides nothing of the cost.
+        elsewhere = {*inspect.signature(self.__call__).parameters} - names - {"options"}
         own = {name: value for name, value in arguments.items() if name in names} | {"prompt": prompt}
         options = {name: value for name, value in arguments.items() if name not in names | elsewhere}
         return Arguments(**own, options=options).resolve(self.strategy).cost(self._pace)
@@ -179,6 +181,7 @@ class Sampler:
             GenerationInterruptedError: ``interrupt`` was set.
         """
         given = locals()  # the first statement: exactly the arguments
+        checked_call(given)
         if work is not None and seed is None and generator is None:
             given["seed"] = kept_seed(work)  # a repetition without a seed goes on with the one it had
         arguments = Arguments(**{f.name: given[f.name] for f in fields(Arguments)})

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidgen import config as configs
+from vidgen.checkpoint import writable
 from vidgen.errors import CheckpointError
 from vidgen.plans import Call, Plan
 from vidgen.strategy import Request, Strategy
@@ -47,12 +49,17 @@ _INDEX = "work.json"
 def kept_seed(folder: str | Path) -> int | None:
     """Return the first video's seed of the generation that ``folder`` holds, or None if it holds none."""
     seed = _read(Path(folder).expanduser()).get("seed")
-    return None if seed is None else int(seed)
+    return seed if isinstance(seed, int) else None
 
 
 def _read(folder: Path) -> dict[str, Any]:
     index = folder / _INDEX
-    return configs.read_json(index) if index.is_file() else {}
+    try:
+        return configs.read_json(index) if index.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the work folder {folder} cannot be read: {error}. Delete it to begin anew, or give another."
+        ) from error
 
 
 class WorkFolder:
@@ -106,7 +113,12 @@ class WorkFolder:
     def save(self, call: Call, video: int, latents: Tensor) -> None:
         """Keep what ``call`` gave for ``video``: ``latents`` c f h w."""
         file = self._file(call, video)
-        file.parent.mkdir(exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        save_file({"latents": latents.contiguous()}, temporary)
-        temporary.replace(file)
+        with writable(self.folder):
+            try:
+                file.parent.mkdir(exist_ok=True)
+                save_file({"latents": latents.contiguous()}, temporary)
+                temporary.replace(file)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)

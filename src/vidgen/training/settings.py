@@ -55,7 +55,8 @@ def check_training(config: TrainingConfig) -> None:
     for name in ("ema_decay", "validation"):
         if name in values and not _share(values[name]):
             raise InvalidArgumentError(f"training.{name} is {values[name]}; expected 0 <= {name} < 1.")
-    if len(config.betas) != 2 or not all(_share(beta) for beta in config.betas):
+    betas = config.betas if isinstance(config.betas, tuple | list) else ()
+    if len(betas) != 2 or not all(_share(beta) for beta in betas):
         raise InvalidArgumentError(f"training.betas is {config.betas}; expected two numbers, 0 <= beta < 1.")
     if config.lr_schedule not in _SCHEDULES:
         raise UnknownNameError("training.lr_schedule", config.lr_schedule, _SCHEDULES)
