@@ -14,21 +14,6 @@ from vidgen.nn import Inflation, TemporalLayers, widen_input, widen_unet
 F = 3
 
 
-@pytest.fixture
-def unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    ).eval()
-
-
 def call(unet: UNet2DConditionModel, channels: int = 4, seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
     sample = torch.randn(2 * F, channels, 8, 8, generator=rng)

@@ -26,7 +26,7 @@ _STRENGTH = 0.8  # diffusers' default of re-rendering a video
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was handed over, as it came; see ``Sampler.__call__``."""
+    """What was handed over, as it came (``video`` as ``clip_of_size`` returns it); see ``Sampler.__call__``."""
 
     image: Any = None
     last_image: Any = None
@@ -129,8 +129,8 @@ def _from_video(pictures: Pictures, strategy: Strategy, request: Request, level:
     """Pins of the frames that stay; the rest of the video as a source where it plays a part."""
     if pictures.video is None:
         return Given(Canvas())
-    codec, size = strategy.codec, (request.height, request.width)
-    clip = clip_of_size(pictures.video, size)
+    codec = strategy.codec
+    clip: Tensor = pictures.video
     total, there = request.num_frames, clip.shape[1]
     if there > total:
         raise InvalidArgumentError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from einops import rearrange
+from tiny_vdm import CONFIG, build, sampler
 
 from vidgen import checkpoint
 from vidgen.denoising import sample_known
@@ -16,44 +17,11 @@ from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey
 from vidgen.plans import Plan, all_at_once, autoregressive, chunks, keyframes
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.sampling import Sampler
-from vidgen.strategies.vdm import VDM, VDMConfig, build_unet
+from vidgen.strategies.vdm import build_unet
 from vidgen.strategy import Canvas, Request, TrainingStep
 from vidgen.training import Trainer
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
-
-CONFIG = VDMConfig(
-    sample_frames=6,
-    sample_size=(16, 16),
-    words=("circle", "red"),
-    patch=2,
-    widths=(16, 32),
-    head_dim=16,
-    text_width=16,
-    text_layers=1,
-    context=2,
-    pixel_mean=-0.5,
-    pixel_std=0.5,
-)
-
-
-def build(trained=True, **changes):
-    strategy = checkpoint.build(VDM, replace(CONFIG, **changes), seed=1)
-    if trained:  # as if trained: no layer is zero
-        noise = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in strategy.parameters_of("unet", "temporal", "text_encoder"):
-                p.add_(0.03 * torch.randn(p.shape, generator=noise))
-    for module in strategy.modules.values():
-        module.eval()
-    return strategy
-
-
-def sampler(strategy):
-    made = Sampler(strategy)
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 def test_at_initialisation_every_frame_is_the_image_networks():

@@ -8,44 +8,25 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
+from tiny_vdm import CONFIG as TINY
+from tiny_vdm import build
+from tiny_vdm import sampler as sampler_of
 
 from vidgen import checkpoint
 from vidgen.errors import InvalidArgumentError
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.sampling import Sampler, load
-from vidgen.strategies.vdm import VDM, VDMConfig
+from vidgen.strategies.vdm import VDM
 from vidgen.strategy import TrainingStep
 from vidgen.training import Trainer
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 
-CONFIG = VDMConfig(
-    sample_frames=6,
-    sample_size=(16, 16),
-    words=("a", "circle", "red"),
-    max_words=12,
-    patch=2,
-    widths=(16, 32),
-    head_dim=16,
-    text_width=16,
-    text_layers=1,
-    context=2,
-    pixel_mean=-0.5,
-    pixel_std=0.5,
-)
+CONFIG = replace(TINY, words=("a", "circle", "red"), max_words=12)
 
 
 def fresh() -> Sampler:
     """A model whose every layer says something."""
-    strategy = checkpoint.build(VDM, CONFIG, seed=1)
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in strategy.parameters_of("unet", "temporal", "text_encoder"):
-            p.add_(0.03 * torch.randn(p.shape, generator=noise))
-    for module in strategy.modules.values():
-        module.eval()
-    sampler = Sampler(strategy)
-    sampler.set_progress_bar_config(disable=True)
-    return sampler
+    return sampler_of(build(words=CONFIG.words, max_words=CONFIG.max_words))
 
 
 def vae_folder(folder, kind):
