@@ -8,6 +8,8 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -21,7 +23,7 @@ from vidgen.video.clips import split
 from vidgen.video.dataset import DataConfig, VideoFolder, open_dataset, summarize
 from vidgen.video.export import write_folder
 from vidgen.video.folder import find_videos
-from vidgen.video.index_cache import WHOLE, IndexCache, content_hash, default_cache_dir
+from vidgen.video.index_cache import WHOLE, IndexCache, VideoRecord, content_hash, default_cache_dir
 from vidgen.video.story import ShapesStory
 from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
@@ -438,6 +440,22 @@ def test_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, caplog: py
         found = VideoFolder(tmp_path / "clips", clip_length=4, size=16, cache_dir=taken, progress=False)
     assert (len(found), found.broken) == (2, {})
     assert sum("cannot write the index cache" in r.message for r in caplog.records) == 1
+
+
+def test_threads_report_such_a_cache_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = IndexCache(tmp_path / "file")
+    reports: list[object] = []
+
+    def slowly(*args: object) -> None:
+        time.sleep(0.05)
+        reports.append(args)
+
+    monkeypatch.setattr("vidgen.video.index_cache.logger.warning", slowly)
+    record = VideoRecord("0" * 32, 1, 12.0, 1.0, 16, 16, "{}")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(cache.store, [record] * 4))
+    assert len(reports) == 1
 
 
 def test_a_link_back_to_the_folder_is_followed_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,6 +79,8 @@ class IndexCache:
         """Use ``folder`` (default: ``default_cache_dir()``), created when first written to."""
         self.folder = (folder or default_cache_dir()) / f"videos-{FORMAT}"
         self._reported = False
+        # Files are indexed by several threads, and one report is enough.
+        self._report = threading.Lock()
 
     def load(self, key: str) -> VideoRecord | None:
         """Return the record of ``key``, or None if there is none that can be used."""
@@ -100,14 +103,19 @@ class IndexCache:
                 json.dump(asdict(record), file)
             Path(name).replace(path)
         except OSError as error:
-            if not self._reported:
-                logger.warning(
-                    "cannot write the index cache %s (%s), so files are read through anew each time; set "
-                    "VIDGEN_CACHE or cache_dir to a folder that can be written.",
-                    self.folder,
-                    error.strerror or error,
-                )
+            self._report_once(error)
+
+    def _report_once(self, error: OSError) -> None:
+        with self._report:
+            if self._reported:
+                return
             self._reported = True
+        logger.warning(
+            "cannot write the index cache %s (%s), so files are read through anew each time; set "
+            "VIDGEN_CACHE or cache_dir to a folder that can be written.",
+            self.folder,
+            error.strerror or error,
+        )
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
