@@ -26,7 +26,8 @@ from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey, Progressive
 from vidgen.plans import all_at_once, autoregressive, chunks, keyframes
 from vidgen.strategies.vdm import VDM, VDMConfig
-from vidgen.strategy import Canvas, Request, TrainingStep
+from vidgen.strategy import Canvas, Request
+from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 

@@ -19,9 +19,10 @@ from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
 from vidgen.plans import tree
 from vidgen.strategies.vdm import VDM, VDMConfig
-from vidgen.strategy import Defaults, Loss, OptimizerGroup
+from vidgen.strategy import Defaults
 from vidgen.testing import StrategyCheckError, check_strategy
 from vidgen.testing.check import CHECKS
+from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.video.dataset import DataConfig
 
 TINY_VDM = VDMConfig(

@@ -13,7 +13,8 @@ from vidgen.codecs import PixelCodec
 from vidgen.conditioning import Conditioning
 from vidgen.noise import Decomposed
 from vidgen.plans import all_at_once, autoregressive
-from vidgen.strategy import Defaults, Loss, OptimizerGroup, Stage, Strategy
+from vidgen.strategy import Defaults, Strategy
+from vidgen.trainable import Loss, OptimizerGroup, Stage
 
 
 class ToyNetwork(ModelMixin, ConfigMixin):

@@ -13,7 +13,7 @@ from vidgen.conditioning import Conditioning
 from vidgen.denoising import ClipConfig, DenoisingStrategy, mark_given
 from vidgen.noise import NoisePrior, Progressive
 from vidgen.plans import Plan, autoregressive
-from vidgen.strategy import TrainingStep
+from vidgen.trainable import TrainingStep
 
 
 @dataclass(frozen=True)

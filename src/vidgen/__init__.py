@@ -19,7 +19,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Sampler": "sampling",
     "SamplerOutput": "sampling",
-    "Stage": "strategy",
+    "Stage": "trainable",
     "Strategy": "strategy",
     "Trainer": "training",
     "TrainingConfig": "recipe",

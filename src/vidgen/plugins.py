@@ -3,25 +3,41 @@
 Listing reads names from installed metadata and imports nothing. What an entry point of each group names:
 
 - ``vidgen.strategies``: a subclass of ``vidgen.strategy.Strategy``;
+- ``vidgen.trainables``: a subclass of ``vidgen.trainable.Trainable`` that trains something else;
 - ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
-- ``vidgen.models``: the folder of a checkpoint inside the package, as a path or as a function without
-  arguments that returns one.
+- ``vidgen.models``: the folder of trained weights inside the package, as a path or as a function without
+  arguments that returns one; the recipe of the same name, if there is one, trains it.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from importlib.abc import Traversable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
-from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
 
-__all__ = ["MODELS", "RECIPES", "STRATEGIES", "available", "check", "load", "load_recipe"]
+__all__ = [
+    "MODELS",
+    "RECIPES",
+    "STRATEGIES",
+    "TRAINABLES",
+    "available",
+    "check",
+    "load",
+    "load_recipe",
+    "load_trainable",
+    "model_folder",
+]
 
 STRATEGIES = "vidgen.strategies"
+TRAINABLES = "vidgen.trainables"
 RECIPES = "vidgen.recipes"
 MODELS = "vidgen.models"
-_KIND = {STRATEGIES: "strategy", RECIPES: "recipe", MODELS: "model"}
+_KIND = {STRATEGIES: "strategy", TRAINABLES: "trainable", RECIPES: "recipe", MODELS: "model"}
 
 
 def _points(group: str) -> dict[str, EntryPoint]:
@@ -78,17 +94,51 @@ def load(group: str, name: str) -> Any:
     return _point(group, name).load()
 
 
+def load_trainable(name: str) -> Any:
+    """Import and return the strategy, or other trainable, that is called ``name``.
+
+    Raises:
+        UnknownNameError: nothing is; the nearest strategy is suggested.
+        ImportError: the plug-in's own, unchanged.
+    """
+    return load(_group_of(name), name)
+
+
+def _group_of(name: str) -> str:
+    return TRAINABLES if name in _points(TRAINABLES) else STRATEGIES
+
+
 def load_recipe(strategy: str, name: str) -> Any:
     """Return the recipe ``name`` of ``strategy``: ``"tiny"`` and ``"vdm/tiny"`` are the same of ``"vdm"``.
 
     Raises:
-        UnknownNameError: there is no such strategy or recipe.
+        UnknownNameError: there is no such strategy (or other trainable) or recipe.
         InvalidArgumentError: the recipe trains another strategy.
     """
-    check(STRATEGIES, strategy)
+    check(_group_of(strategy), strategy)
     recipe = load(RECIPES, name if "/" in name else f"{strategy}/{name}")()
     if recipe.strategy != strategy:
         raise InvalidArgumentError(
             f"recipe {name!r} trains {recipe.strategy!r}, not {strategy!r}. Give a recipe of {strategy!r}."
         )
     return recipe
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of the bundled model ``name``.
+
+    Raises:
+        UnknownNameError: there is none.
+        CheckpointError: its package does not give a folder.
+    """
+    found: Any = load(MODELS, name)
+    if callable(found) and not isinstance(found, str | os.PathLike | Traversable):
+        found = found()
+    folder = Path(str(found))
+    if not isinstance(found, str | os.PathLike | Traversable) or not folder.is_dir():
+        package = available(MODELS)[name]
+        raise CheckpointError(
+            f"the model {name!r} of package {package!r} is {found!r}; expected the folder of a checkpoint, or "
+            "a function that returns one. Install the package unzipped, or tell its authors."
+        )
+    return folder

@@ -6,9 +6,9 @@ and name it in the entry point group ``vidgen.strategies``.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,23 +19,20 @@ from vidgen.codecs import Codec
 from vidgen.conditioning import Conditioning, TextEncoder
 from vidgen.diffusion import Denoiser, Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError
-from vidgen.noise import NoiseKey, NoisePrior
+from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan, Slot
 from vidgen.shapes import Latents, Tokens
-from vidgen.video.dataset import ClipBatch, ClipDataset
+from vidgen.trainable import Trainable
+from vidgen.video.dataset import ClipBatch
 from vidgen.weights import digest_of
 
 __all__ = [
     "Canvas",
     "Defaults",
-    "Loss",
-    "OptimizerGroup",
     "Prompt",
     "Request",
     "Solve",
-    "Stage",
     "Strategy",
-    "TrainingStep",
     "check_window",
 ]
 
@@ -107,95 +104,6 @@ class Request:
         return values
 
 
-@dataclass(frozen=True)
-class OptimizerGroup:
-    """Parameters that one optimiser trains.
-
-    Args:
-        name: the optimiser's name within its stage; groups of the same name share one optimiser.
-        parameters: the trained parameters, in a fixed order.
-        lr_scale: factor on the recipe's learning rate.
-        weight_decay: overrides the recipe's where given.
-        betas: override the recipe's where given; adversarial stages often want ``(0.0, 0.9)``.
-    """
-
-    name: str
-    parameters: tuple[nn.Parameter, ...]
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
-    betas: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Loss:
-    """One scalar to descend: by which optimiser, and what to log with it."""
-
-    optimizer: str
-    value: Tensor
-    logs: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """Names the randomness of one training step: nothing in a loss may come from ambient state.
-
-    Args:
-        seed: the run's seed.
-        stage: the stage's name.
-        index: step within the stage, counted from 0.
-        samples: position of each sample of the batch within the step's global batch.
-    """
-
-    seed: int
-    stage: str
-    index: int
-    samples: tuple[int, ...]
-
-    def key(self, sample: int, stream: str) -> NoiseKey:
-        """Return the key of ``stream`` for the ``sample``-th video of this batch."""
-        return NoiseKey(self.seed, f"{stream}-{self.index}-{self.samples[sample]}", f"train/{self.stage}")
-
-    def noise(self, prior: NoisePrior, like: Tensor) -> Tensor:
-        """Return the prior's noise for a batch of clips ``like`` b c f h w, frames counted from 0."""
-        b, c, f, h, w = like.shape
-        keys = [self.key(i, "noise") for i in range(b)]
-        return prior.sample_batch(range(f), (c, h, w), keys).to(like)
-
-    def uniforms(self, sample: int, stream: str, count: int) -> Tensor:
-        """Return ``count`` numbers in [0, 1) for one sample, on the CPU in float64."""
-        return torch.from_numpy(self.key(sample, stream).generator(0).random(count))
-
-    def uniform(self, stream: str) -> Tensor:
-        """Return one number in [0, 1) per sample, on the CPU in float64."""
-        return torch.cat([self.uniforms(i, stream, 1) for i in range(len(self.samples))])
-
-
-class Stage(ABC):
-    """One stage of training.
-
-    A later stage may use what an earlier one trained and never changes it: only ``components`` train.
-    """
-
-    name: str
-    components: tuple[str, ...]
-    needs_pixels: bool = True
-    """False where ``losses`` uses ``Strategy.latents(batch)`` and never ``batch.clip``: the trainer may
-    then hand it latents from a cache."""
-
-    @abstractmethod
-    def optimizers(self) -> tuple[OptimizerGroup, ...]:
-        """Return the parameter groups of this stage's optimisers."""
-
-    @abstractmethod
-    def losses(self, batch: ClipBatch, step: TrainingStep) -> Iterator[Loss]:
-        """Yield losses in the order in which they are descended.
-
-        After each one the trainer steps its optimiser, so a generator that goes on after ``yield`` sees
-        the updated weights (in validation no optimiser steps). Each loss is a float32 scalar with a graph
-        of its own, the mean over the batch's clips, so that a batch may be cut anywhere.
-        """
-
-
 Solve = Callable[[Denoiser, Tensor, Conditioning], Tensor]
 """The sampler's diffusion solver with everything but its three inputs filled in."""
 
@@ -217,12 +125,12 @@ class NoOptions:
     """Options of a strategy that has none."""
 
 
-class Strategy(ABC):
+class Strategy(Trainable):
     """Base of all strategies.
 
-    A subclass sets ``name``, ``Config`` (a frozen dataclass), ``component_types`` and, where it has any,
-    ``Options`` (a frozen dataclass of what may be chosen anew for every generation). ``create`` builds it
-    with fresh networks; a checkpoint loads the components first and passes them to ``__init__``.
+    A subclass sets what a ``Trainable`` does and, where it has any, ``Options`` (a frozen dataclass of what
+    may be chosen anew for every generation). ``create`` builds it with fresh networks; a checkpoint loads the
+    components first and passes them to ``__init__``.
 
     Args:
         config: an instance of the class's ``Config``.
@@ -236,11 +144,7 @@ class Strategy(ABC):
         text_encoder: the module called ``"text_encoder"``, where there is one.
     """
 
-    name: ClassVar[str]
-    Config: ClassVar[type]
     Options: ClassVar[type] = NoOptions
-    component_types: ClassVar[Mapping[str, tuple[type, ...]]]
-    """The classes that each component may have; a checkpoint names one of them."""
 
     def __init__(
         self,
@@ -249,20 +153,13 @@ class Strategy(ABC):
         scheduler: SchedulerMixin,
         prior: NoisePrior,
     ) -> None:
-        for component, kinds in self.component_types.items():
-            if not isinstance(modules.get(component), kinds):
-                raise InvalidArgumentError(
-                    f"strategy {self.name!r} was given {type(modules.get(component)).__name__} as its "
-                    f"component {component!r}; expected {' or '.join(kind.__name__ for kind in kinds)}."
-                )
+        super().__init__(config, modules)
         codec = modules["codec"]
         if not isinstance(codec, Codec):
             raise InvalidArgumentError(
                 f"strategy {self.name!r} was given {type(codec).__name__} as its component 'codec'; "
                 "expected a vidgen Codec, such as PixelCodec()."
             )
-        self.config = config
-        self.modules = dict(modules)
         self.codec = codec
         encoder = modules.get("text_encoder")
         self.text_encoder = encoder if isinstance(encoder, TextEncoder) else None
@@ -278,17 +175,6 @@ class Strategy(ABC):
     @scheduler.setter
     def scheduler(self, scheduler: SchedulerMixin) -> None:
         self.diffusion = self.diffusion.exchange(scheduler)
-
-    @classmethod
-    @abstractmethod
-    def create(cls, config: Any) -> Strategy:
-        """Return the strategy of ``config`` with fresh networks (or those that it says to start from)."""
-
-    @classmethod
-    def prepare(cls, config: Any, dataset: ClipDataset) -> Any:
-        """Return ``config`` completed by what only the data tell (vocabulary, classes, ...)."""
-        del dataset
-        return config
 
     @property
     @abstractmethod
@@ -314,10 +200,6 @@ class Strategy(ABC):
     @abstractmethod
     def denoiser(self, call: Call) -> Denoiser:
         """Return the guided network that answers ``call``."""
-
-    @abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """Return the stages of training, in order."""
 
     def tokens(self, call: Call, request: Request) -> tuple[Tokens, Tokens]:
         """Return the embeddings of ``call``'s prompt and negative prompt, each ``1 n d``.
@@ -377,28 +259,6 @@ class Strategy(ABC):
     def batch_key(self, call: Call) -> tuple[Any, ...]:
         """Return what two calls must share to be answered in one batch."""
         return (call.level, len(call.frames), bool(call.given))
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Strategy:
-        """Move every module; ``dtype`` casts floating-point weights. Returns the strategy itself."""
-        for module in self.modules.values():
-            if device is not None:
-                module.to(device)
-            if dtype is not None:
-                nn.Module.to(module, dtype)  # diffusers' own warns of fp32 modules even where it has none
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first parameter lives."""
-        return next((p.device for m in self.modules.values() for p in m.parameters()), torch.device("cpu"))
-
-    def parameters_of(self, *components: str) -> tuple[nn.Parameter, ...]:
-        """Return the parameters of the named components, in order."""
-        return tuple(p for name in components for p in self.modules[name].parameters())
-
-    def num_parameters(self) -> dict[str, int]:
-        """Return the number of parameters of every component."""
-        return {name: sum(p.numel() for p in m.parameters()) for name, m in self.modules.items()}
 
 
 def check_window(strategy: str, plan: Plan, window: int, *, stride: int | None = 1) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from temporal_codec import TemporalCodec
 from vidgen.codecs import FrameCodec, ImageCodec, PixelCodec
 from vidgen.errors import InvalidArgumentError, TrainingError
-from vidgen.strategy import Stage
+from vidgen.trainable import Stage
 from vidgen.training.batches import StepSampler, batches, micro_batches
 from vidgen.training.latents import LatentCache, LatentStore, codec_fingerprint
 from vidgen.video.clips import ClipDataset, ClipSample, ClipSubset

@@ -12,7 +12,7 @@ from trainings import log, raw, trainer, weights
 
 from toy import ToyStage, toy
 from vidgen.errors import InvalidArgumentError, TrainingError
-from vidgen.strategy import Loss, OptimizerGroup
+from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.training import trainer as trainer_module
 from vidgen.training.precision import Precision
 

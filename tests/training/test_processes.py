@@ -17,7 +17,7 @@ from trainings import log, raw, trainer
 
 from toy import Toy, ToyStage, toy
 from vidgen.errors import TrainingError
-from vidgen.strategy import Loss
+from vidgen.trainable import Loss
 from vidgen.training.processes import Processes
 
 TESTS = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from trainings import RECIPE, log, raw, trainer, weights
 from toy import Toy, ToyStage, toy
 from vidgen.codecs import PixelCodec
 from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError, UnknownNameError
-from vidgen.strategy import Loss, OptimizerGroup
+from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.training import Trainer
 from vidgen.training.batches import StepSampler
 from vidgen.video.dataset import open_dataset

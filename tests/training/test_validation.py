@@ -10,7 +10,7 @@ from trainings import RECIPE, Noise, log, raw, trainer
 
 from toy import ToyStage, toy
 from vidgen.errors import InvalidArgumentError
-from vidgen.strategy import Loss
+from vidgen.trainable import Loss
 from vidgen.training import trainer as trainer_module
 from vidgen.training.validation import hold_out
 from vidgen.video.dataset import open_dataset

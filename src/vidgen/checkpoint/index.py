@@ -9,7 +9,7 @@ from typing import Any
 import vidgen
 from vidgen import config as configs
 from vidgen.errors import CheckpointError
-from vidgen.strategy import Strategy
+from vidgen.trainable import Trainable
 
 __all__ = ["FORMAT", "INDEX", "read_index", "write_index"]
 
@@ -24,7 +24,7 @@ _MIGRATIONS: dict[int, _Migration] = {}
 _FIELDS = {"strategy": str, "config": dict, "components": dict}
 
 
-def write_index(strategy: Strategy, folder: Path) -> None:
+def write_index(strategy: Trainable, folder: Path) -> None:
     """Describe ``strategy`` in ``folder``."""
     index = {
         "format": FORMAT,

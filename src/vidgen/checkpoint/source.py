@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 from vidgen import plugins
 from vidgen.checkpoint import hub
@@ -34,7 +32,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         return find_checkpoint(path)
     if source in plugins.available(plugins.MODELS):
         _refuse_revision(source, revision, "a bundled model")
-        return _bundled(source)
+        return find_checkpoint(plugins.model_folder(source))
     remote = hub.parse(source)
     if remote is None:
         return find_checkpoint(path, _no_model(source))
@@ -93,18 +91,3 @@ def _no_model(name: str) -> str:
     error = UnknownNameError("model", name, plugins.available(plugins.MODELS))
     hint = f" (did you mean {error.nearest!r}?)" if error.nearest else ""
     return f"no bundled model is called {name!r}{hint}"
-
-
-def _bundled(name: str) -> Path:
-    """Return the folder that the entry point ``name`` resolves to."""
-    found: Any = plugins.load(plugins.MODELS, name)
-    if callable(found) and not isinstance(found, str | os.PathLike | Traversable):
-        found = found()
-    folder = Path(str(found))
-    if not isinstance(found, str | os.PathLike | Traversable) or not folder.is_dir():
-        package = plugins.available(plugins.MODELS)[name]
-        raise CheckpointError(
-            f"the model {name!r} of package {package!r} is {found!r}; expected the folder of a checkpoint, or "
-            "a function that returns one. Install the package unzipped, or tell its authors."
-        )
-    return find_checkpoint(folder)

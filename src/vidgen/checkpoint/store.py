@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -20,22 +20,25 @@ from vidgen.checkpoint.source import locate
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, UnknownNameError
 from vidgen.strategy import Strategy
+from vidgen.trainable import Trainable
 from vidgen.weights import WEIGHTS, load_weights, read_tensors
 
 __all__ = ["build", "load_strategy", "save_strategy"]
 
+_T = TypeVar("_T", bound=Trainable)
+
 _SCHEDULER = "scheduler"
 
 
-def build(strategy_class: type[Strategy], config: Any, *, seed: int = 0) -> Strategy:
-    """Build a strategy with fresh weights drawn from ``seed``; ambient random state is untouched."""
+def build(kind: type[_T], config: Any, *, seed: int = 0) -> _T:
+    """Build a strategy, or another trainable, with weights drawn from ``seed``; ambient state is untouched."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        return strategy_class.create(config)
+        return kind.create(config)
 
 
-def save_strategy(strategy: Strategy, folder: str | Path) -> Path:
-    """Write ``strategy`` whole to ``folder`` (replaced if it exists) and return the folder.
+def save_strategy(strategy: Trainable, folder: str | Path) -> Path:
+    """Write a strategy (or another trainable) to ``folder``, replaced if it exists; return the folder.
 
     Raises:
         CheckpointError: ``folder`` exists and is not a checkpoint, or cannot be written.
@@ -46,7 +49,8 @@ def save_strategy(strategy: Strategy, folder: str | Path) -> Path:
     with replaced_folder(folder) as temporary:
         for name, module in strategy.modules.items():
             _save_component(module, temporary / name)
-        strategy.scheduler.save_pretrained(temporary / _SCHEDULER)
+        if isinstance(strategy, Strategy):
+            strategy.scheduler.save_pretrained(temporary / _SCHEDULER)
         write_index(strategy, temporary)
     return folder
 
@@ -97,6 +101,7 @@ def load_strategy(
 def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
     """Build what the checkpoint ``folder`` holds, but for what is given ready."""
     index = read_index(folder)
+    _refuse_others(index["strategy"], folder)
     strategy_class = plugins.load(plugins.STRATEGIES, index["strategy"])
     _check_names(strategy_class, components)
     scheduler = components.pop(_SCHEDULER, None)
@@ -111,6 +116,14 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
     for module in modules.values():
         module.eval()
     return strategy
+
+
+def _refuse_others(name: str, folder: Path) -> None:
+    if name in plugins.available(plugins.TRAINABLES):
+        raise CheckpointError(
+            f"{folder} holds what trainable {name!r} trained, which generates no videos; expected a strategy. "
+            f"Load its component instead: {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}."
+        )
 
 
 def _check_names(strategy_class: type[Strategy], components: Iterable[str]) -> None:

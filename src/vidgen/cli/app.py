@@ -9,8 +9,10 @@ import typer
 import vidgen
 from vidgen.cli import logs
 from vidgen.cli.data import data
+from vidgen.cli.eval import eval_
 from vidgen.cli.exits import exits
 from vidgen.cli.generate import generate
+from vidgen.cli.models import models
 from vidgen.cli.options import Quiet, Verbose
 from vidgen.cli.show import info, list_
 from vidgen.cli.train import train
@@ -28,7 +30,9 @@ app.command()(exits(train))
 app.command()(exits(generate))
 app.command()(exits(info))
 app.command("list")(exits(list_))
+app.command("eval")(exits(eval_))
 app.add_typer(data, name="data")
+app.add_typer(models, name="models")
 
 
 def _version(asked: bool) -> None:

@@ -30,7 +30,7 @@ def _names(group: str) -> list[str]:
 
 
 def _strategy_names() -> list[str]:
-    return _names(plugins.STRATEGIES)
+    return [*_names(plugins.STRATEGIES), *_names(plugins.TRAINABLES)]
 
 
 def _recipe_names(context: typer.Context) -> list[str]:

@@ -46,4 +46,4 @@ def train(
     for name, count in trainer.strategy.num_parameters().items():
         typer.echo(f"{name}: {count:,} parameters")
     trainer.run()
-    typer.echo(f"trained: {out}. Generate with: vidgen generate {out}")
+    typer.echo(f"trained: {out}")

@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+from vidgen import plugins
 from vidgen.codecs.base import Codec
 from vidgen.codecs.files import CONFIG, class_name, read_module
 from vidgen.codecs.images import ImageCodec
@@ -28,7 +29,8 @@ KINDS: dict[str, Any] = {
 }
 """The codec for each class that a configuration may name."""
 
-PIPELINE_PART = "vae"
+PARTS = ("", "vae", "codec")
+"""Where a VAE lies in what may be given: its own folder, a diffusers pipeline's, a checkpoint of vidgen's."""
 
 
 def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
@@ -36,8 +38,9 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
 
     Args:
         source: a folder saved by diffusers or by a codec's ``save_pretrained``, the folder of a
-            diffusers pipeline (its ``vae`` is taken), or a hub id such as ``"owner/name"``. From
-            the hub only the VAE's JSON files and safetensors are fetched.
+            diffusers pipeline (its ``vae`` is taken) or of a checkpoint (its ``codec``), the name of a
+            bundled model such as ``"shapes/codec"``, or a hub id such as ``"owner/name"``, of which only
+            the VAE's JSON files and safetensors are fetched.
         subfolder: the folder in ``source`` that holds the VAE.
 
     Within ``torch.device("meta")`` only configurations are read (and fetched).
@@ -60,6 +63,8 @@ def _folder(source: str | Path, subfolder: str | None) -> Path:
     local = Path(source).expanduser()
     if local.exists():
         return _part(local, subfolder)
+    if source in plugins.available(plugins.MODELS):
+        return _part(plugins.model_folder(str(source)), subfolder)
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         return _fetched(source, subfolder)
     raise CheckpointError(
@@ -70,7 +75,7 @@ def _folder(source: str | Path, subfolder: str | None) -> Path:
 
 def _part(folder: Path, subfolder: str | None) -> Path:
     """The folder of the VAE inside ``folder``."""
-    parts = [subfolder] if subfolder is not None else ["", PIPELINE_PART]
+    parts = PARTS if subfolder is None else [subfolder]
     for part in parts:
         if (folder / part / CONFIG).is_file():
             return folder / part
@@ -84,7 +89,7 @@ def _part(folder: Path, subfolder: str | None) -> Path:
 
 def _fetched(name: str, subfolder: str | None) -> Path:
     """Fetch the VAE of a hub repository; the configuration first, which tells where the weights are."""
-    parts = [subfolder] if subfolder is not None else ["", PIPELINE_PART]
+    parts = PARTS if subfolder is None else [subfolder]
     root = _snapshot(name, [_join(part, file) for part in parts for file in (CONFIG, SETTINGS)])
     folder = _part(root, subfolder)
     if torch.get_default_device().type == "meta":

@@ -18,6 +18,7 @@ from vidgen.conditioning import (
     split_words,
     vocabulary,
 )
+from vidgen.denoising.image_model import ImageModel
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import Independent, NoisePrior
 from vidgen.video.dataset import ClipDataset
@@ -38,6 +39,9 @@ class ClipConfig:
         window: latent frames of one call; None is a whole training clip.
         codec: folder or hub id of a diffusers VAE, per frame or compressing time, in whose latents the
             networks work; None is pixels.
+        pretrained: a text-to-image model to start from, a folder of diffusers' layout or a bundled name: its
+            UNet, and its VAE, noise process and closed-vocabulary text encoder where it has them and no
+            other is named.
         patch: side of the pixel squares folded into channels (see ``PixelCodec``).
         pixel_mean, pixel_std: of the data's pixels; a training run measures them where None.
         text: what prompts are: ``"words"`` of a closed vocabulary learnt with the model, names of
@@ -63,6 +67,7 @@ class ClipConfig:
     sample_fps: float = 8.0
     window: int | None = None
     codec: str | None = None
+    pretrained: str | None = None
     patch: int = 4
     pixel_mean: float | None = None
     pixel_std: float | None = None
@@ -99,8 +104,18 @@ class ClipConfig:
 
     @property
     def vae(self) -> str | None:
-        """Where the codec's VAE comes from; None works on pixels."""
-        return self.codec
+        """Where the codec's VAE comes from, ``pretrained`` where no other is named; None works on pixels."""
+        if self.codec is not None or self.pretrained is None:
+            return self.codec
+        found = ImageModel(self.pretrained).vae
+        return None if found is None else str(found)
+
+    @property
+    def learnt_words(self) -> dict[str, Any] | None:
+        """The configuration of the text encoder that comes with ``pretrained``, if one does."""
+        if self.text != "words" or self.pretrained is None:
+            return None
+        return ImageModel(self.pretrained).text_settings
 
     def fitted(self: _Config, dataset: ClipDataset) -> _Config:
         """Return the settings completed by what only the data tell; what is set stays, but for sizes."""
@@ -111,9 +126,12 @@ class ClipConfig:
             mean, std = measure(clip.clip[None] for clip in islice(dataset, _CLIPS_MEASURED))
             found |= {"pixel_mean": mean, "pixel_std": std}
         if self.text == "words":
-            texts = set(dataset.texts())
-            found["words"] = self.words or tuple(vocabulary(texts))
-            found["max_words"] = self.max_words or _longest(texts)
+            known, texts = self.learnt_words, set(dataset.texts())
+            if known is not None:
+                found |= {"words": tuple(known["words"]), "max_words": known["max_words"]}
+            else:
+                found["words"] = self.words or tuple(vocabulary(texts))
+                found["max_words"] = self.max_words or _longest(texts)
         elif self.text == "classes":
             found["classes"] = self._same_classes(dataset)
         return replace(self, sample_fps=float(sample.fps), **found)
@@ -141,7 +159,8 @@ class ClipConfig:
     def build_text_encoder(self, width: int, layers: int = 1) -> TextEncoder:
         """Return the text encoder of these settings; ``width`` and ``layers`` are those of a learnt one.
 
-        A pretrained one has a width of its own: build networks for ``encoder.width``.
+        A pretrained one, and one that comes with ``pretrained``, has a width of its own: build networks for
+        ``encoder.width``.
         """
         if self.text == "open_clip":
             # The layer before the last, as Stable Diffusion 2 takes it.
@@ -149,18 +168,23 @@ class ClipConfig:
         if self.text == "classes":
             classes: TextEncoder = ClassEncoder(self.classes, width)
             return classes
+        if self.pretrained is not None and self.learnt_words is not None:
+            learnt: TextEncoder = ImageModel(self.pretrained).text_encoder()
+            return learnt
         words: TextEncoder = VocabularyEncoder(self.words, width, layers, max_words=self.max_words or 16)
         return words
 
     def build_scheduler(self) -> DDIMScheduler:
-        """Return the noise process that these settings describe."""
-        return DDIMScheduler(
+        """Return the noise process that these settings describe, or that ``pretrained`` was trained on."""
+        process = {} if self.pretrained is None else dict(ImageModel(self.pretrained).process)
+        own = DDIMScheduler(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule=self.beta_schedule,
             prediction_type=self.prediction_type,
             timestep_spacing="trailing",  # starts where the training noise ends
             clip_sample=False,  # latents of unit variance leave [-1, 1]
         )
+        return DDIMScheduler.from_config(own.config, **process)
 
 
 def _longest(texts: Iterable[str]) -> int:

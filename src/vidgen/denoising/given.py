@@ -10,7 +10,7 @@ from torch import Tensor
 from vidgen.conditioning import Conditioning
 from vidgen.errors import InvalidArgumentError
 from vidgen.shapes import KnownMask, Latents
-from vidgen.strategy import TrainingStep
+from vidgen.trainable import TrainingStep
 
 __all__ = ["GivenFrames", "mark_given", "sample_known"]
 

@@ -11,7 +11,8 @@ from vidgen.conditioning import ClassEncoder, Conditioning
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError
 from vidgen.shapes import KnownMask, Latents
-from vidgen.strategy import Loss, OptimizerGroup, Stage, Strategy, TrainingStep
+from vidgen.strategy import Strategy
+from vidgen.trainable import Loss, OptimizerGroup, Stage, TrainingStep
 from vidgen.video.dataset import ClipBatch
 
 __all__ = ["DenoisingStage", "View"]

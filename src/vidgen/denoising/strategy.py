@@ -19,7 +19,8 @@ from vidgen.denoising.stage import DenoisingStage
 from vidgen.diffusion import Denoiser
 from vidgen.plans import Call, Plan
 from vidgen.shapes import KnownMask, Latents
-from vidgen.strategy import Canvas, Defaults, Request, Stage, Strategy, TrainingStep, check_window
+from vidgen.strategy import Canvas, Defaults, Request, Strategy, check_window
+from vidgen.trainable import Stage, TrainingStep
 from vidgen.video.dataset import ClipDataset
 
 __all__ = ["DenoisingStrategy"]

@@ -7,6 +7,7 @@ from vidgen.nn.processor import AttentionProcessor, use_attend
 from vidgen.nn.rearrange import over_space, over_time
 from vidgen.nn.temporal import TemporalAttention, TemporalConv
 from vidgen.nn.transformer import CrossAttention, SelfAttention, TransformerBlock
+from vidgen.nn.unet import build_unet
 
 __all__ = [
     "AttentionProcessor",
@@ -20,6 +21,7 @@ __all__ = [
     "attend",
     "attention_backend",
     "available_backends",
+    "build_unet",
     "checkpoint",
     "current_backend",
     "over_space",

@@ -19,8 +19,9 @@ from vidgen import checkpoint, plugins
 from vidgen.errors import InvalidArgumentError
 from vidgen.recipe import Recipe
 from vidgen.sampling import Sampler
-from vidgen.strategy import Defaults, Stage, Strategy
+from vidgen.strategy import Defaults, Strategy
 from vidgen.testing.report import expect
+from vidgen.trainable import Stage
 from vidgen.video.dataset import ClipBatch, ClipDataset, ClipSample, DataConfig, collate, open_dataset
 
 __all__ = ["Subject", "findable", "subject_of", "unmoved"]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.strategy import Loss, Stage, Strategy, TrainingStep
+from vidgen.strategy import Strategy
 from vidgen.testing.report import Skipped, expect
 from vidgen.testing.subject import Subject, unmoved
+from vidgen.trainable import Loss, Stage, TrainingStep
 from vidgen.training import Trainer
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import ClipBatch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidgen.errors import TrainingError, UnknownNameError
 from vidgen.recipe import TrainingConfig
-from vidgen.strategy import Loss, TrainingStep
+from vidgen.trainable import Loss, TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.training.processes import Processes
 from vidgen.training.running import Running

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from vidgen.codecs import Codec, FrameCodec
 from vidgen.errors import InvalidArgumentError, TrainingError
-from vidgen.strategy import Stage
+from vidgen.trainable import Stage
 from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, collate
 from vidgen.video.draws import digest
 from vidgen.video.index_cache import default_cache_dir

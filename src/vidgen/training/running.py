@@ -16,7 +16,7 @@ from torch import nn
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn.checkpointing import checkpoint
 from vidgen.recipe import TrainingConfig
-from vidgen.strategy import Stage, Strategy
+from vidgen.trainable import Stage, Trainable
 from vidgen.training.latents import LatentCache
 from vidgen.training.precision import Precision
 from vidgen.training.processes import Processes
@@ -28,7 +28,7 @@ __all__ = ["Running", "begin_stage", "check_stage"]
 class Running:
     """A stage and all that its training keeps from step to step."""
 
-    strategy: Strategy
+    strategy: Trainable
     stage: Stage
     optimizers: dict[str, torch.optim.Optimizer]
     schedules: dict[str, Any]
@@ -118,7 +118,7 @@ class Running:
         self.precision.load_state_dict(state["precision"])
 
 
-def begin_stage(strategy: Strategy, stage: Stage, config: TrainingConfig, device: torch.device) -> Running:
+def begin_stage(strategy: Trainable, stage: Stage, config: TrainingConfig, device: torch.device) -> Running:
     """Make ``strategy`` ready for ``stage``: only its components train."""
     for name, module in strategy.modules.items():
         trained = name in stage.components
@@ -147,7 +147,7 @@ def begin_stage(strategy: Strategy, stage: Stage, config: TrainingConfig, device
     return Running(strategy, stage, optimizers, schedules, parameters, _average(parameters, config), precision)
 
 
-def check_stage(strategy: Strategy, stage: Stage, config: TrainingConfig) -> None:
+def check_stage(strategy: Trainable, stage: Stage, config: TrainingConfig) -> None:
     """Check that ``stage`` can be trained as ``config`` says.
 
     Raises:
@@ -160,7 +160,7 @@ def check_stage(strategy: Strategy, stage: Stage, config: TrainingConfig) -> Non
         )
 
 
-def _checkpointing(strategy: Strategy, stage: Stage) -> Iterator[Any]:
+def _checkpointing(strategy: Trainable, stage: Stage) -> Iterator[Any]:
     """Yield the trained modules that can recompute activations instead of keeping them."""
     for name in stage.components:
         module = strategy.modules[name]

@@ -16,9 +16,11 @@ import torch
 from tqdm import tqdm
 
 from vidgen import checkpoint, plugins
+from vidgen.errors import InvalidArgumentError
 from vidgen.nn import batch_norm
 from vidgen.recipe import Recipe
 from vidgen.strategy import Strategy
+from vidgen.trainable import Trainable
 from vidgen.training.batches import StepSampler, batches, share_of
 from vidgen.training.descent import Descent
 from vidgen.training.latents import LatentCache
@@ -45,8 +47,8 @@ class Trainer:
         recipe: what to train, on what, how.
         out: folder of the run; if it holds one of the same recipe, training goes on where that stands.
         dataset: the clips, if not those that ``recipe.data`` names.
-        strategy: the strategy to train (a pretrained one, say) instead of a fresh one; the recipe's
-            strategy and model are then its own.
+        strategy: the strategy (or other trainable) to train, a pretrained one, say, instead of a fresh one;
+            the recipe's strategy and model are then its own.
         trackers: objects that take the log's values, besides those that the recipe names.
         resume: False refuses a folder that already holds a run.
         progress: show a progress bar.
@@ -69,7 +71,7 @@ class Trainer:
         out: str | Path,
         *,
         dataset: ClipDataset | None = None,
-        strategy: Strategy | None = None,
+        strategy: Trainable | None = None,
         trackers: Sequence[Tracker] = (),
         resume: bool = True,
         progress: bool = True,
@@ -83,7 +85,7 @@ class Trainer:
         if strategy is not None:
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
         else:
-            strategy_class = plugins.load(plugins.STRATEGIES, recipe.strategy)
+            strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
         self.recipe = recipe
@@ -110,8 +112,19 @@ class Trainer:
         self._descent = Descent(config, self.processes, self._kept)
         self._validation = None if held_out is None else Validation(held_out, config, self.processes)
         self._samples = None
-        if config.sample_every is not None:
+        if not isinstance(self.strategy, Strategy):
+            self._refuse_latents()
+        elif config.sample_every is not None:
             self._samples = Samples(out, self.strategy, self.dataset, config)
+
+    def _refuse_latents(self) -> None:
+        """Refuse what only a strategy can do: it alone has a codec, and samples."""
+        for name, off in (("cache_latents", False), ("sample_every", None)):
+            if getattr(self.config, name) != off:
+                raise InvalidArgumentError(
+                    f"training.{name} is {getattr(self.config, name)}; {self.strategy.name!r} is no strategy "
+                    f"and has neither a codec to encode with nor videos to show. Set training.{name}={off}."
+                )
 
     def run(self) -> Path:
         """Train to the end and return the folder of the last checkpoint.
@@ -150,6 +163,18 @@ class Trainer:
                 self._restore(running, state)
                 state = None
             self._run_stage(running, number)
+        self._complete()
+
+    def _complete(self) -> None:
+        """Let the trained components be finished, and keep the result in the last checkpoint."""
+        if type(self.strategy).finish is Trainable.finish:
+            return
+        for module in self.strategy.modules.values():
+            module.eval()
+        self.strategy.finish(self.dataset)
+        if self.processes.main:
+            checkpoint.save_strategy(self.strategy, self.folder.checkpoint(self.folder.steps()[-1]) / "model")
+        self.processes.wait()
 
     def _run_stage(self, running: Running, number: int) -> None:
         # Data go on from stage to stage.
@@ -169,7 +194,8 @@ class Trainer:
             unit="step",
             disable=not self.progress,
         )
-        if self.config.cache_latents:  # only now has the codec the weights that it will keep
+        if self.config.cache_latents and isinstance(self.strategy, Strategy):
+            # Only now has the codec the weights that it will keep.
             cache_dir = self.recipe.data.cache_dir
             running.cache = LatentCache.for_stage(running.stage, self.strategy.codec, cache_dir)
         with bar:

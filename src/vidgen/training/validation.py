@@ -6,7 +6,7 @@ import torch
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.recipe import TrainingConfig
-from vidgen.strategy import TrainingStep
+from vidgen.trainable import TrainingStep
 from vidgen.training.batches import StepSampler, batches
 from vidgen.training.descent import add_logs, pieces_of
 from vidgen.training.processes import Processes

@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange, repeat
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import TemporalLayers, widen_unet
-from vidgen.strategies.vdm.network import VideoUNet, build_unet, load_unet
+from vidgen.nn import TemporalLayers, build_unet, widen_unet
+from vidgen.strategies.vdm.network import VideoUNet
 
 B, C, F, SIZE = 2, 3, 5, 8
 
@@ -206,20 +206,6 @@ def test_components_bring_the_network_back(tmp_path: Path) -> None:
     assert torch.allclose(given, expected, atol=1e-5)
 
 
-@torch.no_grad()
-def test_pretrained_folder_starts_a_network(tmp_path: Path) -> None:
-    image_unet().save_pretrained(tmp_path / "unet")
-    network = VideoUNet(load_unet(tmp_path)).eval()
-    times = TIMES[:, None].expand(B, F)
-    expected = per_frame(latents(), times)
-    assert torch.allclose(network(latents(), TIMES, TOKENS), expected, atol=1e-5)
-
-
-def test_folder_without_a_unet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"no 2D UNet in .*unet/config\.json"):
-        load_unet(tmp_path)
-
-
 def test_meta_device_counts_parameters_without_memory() -> None:
     with torch.device("meta"):
         network = VideoUNet(widen_unet(build_unet(4, 4, 64, (320, 640, 1280), 2, (0, 1, 2)), 1))
@@ -229,8 +215,9 @@ def test_meta_device_counts_parameters_without_memory() -> None:
 
 COMPILED = """
 import torch
-from vidgen.nn import widen_unet
-from vidgen.strategies.vdm.network import VideoUNet, build_unet
+from vidgen.nn import build_unet, widen_unet
+from vidgen.nn import build_unet, build_unet
+from vidgen.strategies.vdm.network import VideoUNet
 network = VideoUNet(widen_unet(build_unet(3, 3, 8, (8, 16), head_dim=8), 1)).eval()
 torch.nn.init.normal_(network.temporal.convs["mid_block_resnets_0"].conv_out.weight)
 compiled = torch.compile(network, backend="eager", fullgraph=True)

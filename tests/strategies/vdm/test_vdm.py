@@ -14,11 +14,12 @@ from tiny_vdm import CONFIG, build, sampler
 from vidgen import checkpoint
 from vidgen.denoising import sample_known
 from vidgen.errors import InvalidArgumentError, PlanError
+from vidgen.nn import build_unet
 from vidgen.noise import Decomposed, NoiseKey
 from vidgen.plans import Plan, all_at_once, autoregressive, chunks, keyframes
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.strategies.vdm import build_unet
-from vidgen.strategy import Canvas, Request, TrainingStep
+from vidgen.strategy import Canvas, Request
+from vidgen.trainable import TrainingStep
 from vidgen.training import Trainer
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
@@ -52,7 +53,7 @@ def test_pretrained_image_model_is_the_start(tmp_path):
     saved = checkpoint.save_strategy(strategy, tmp_path / "saved")
     (tmp_path / "unet" / "config.json").unlink()  # a checkpoint needs nothing but itself
     assert isinstance(checkpoint.load_strategy(saved).modules["unet"], UNet2DConditionModel)
-    with pytest.raises(InvalidArgumentError, match="no 2D UNet in"):
+    with pytest.raises(InvalidArgumentError, match="there is no such folder, and no bundled model"):
         build(pretrained=str(tmp_path / "nowhere"))
 
 

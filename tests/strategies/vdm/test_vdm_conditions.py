@@ -17,7 +17,7 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.sampling import Sampler, load
 from vidgen.strategies.vdm import VDM
-from vidgen.strategy import TrainingStep
+from vidgen.trainable import TrainingStep
 from vidgen.training import Trainer
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 

@@ -1,7 +1,7 @@
 """Video Diffusion Models (Ho et al. 2022): the baseline that the other strategies are compared with."""
 
 from vidgen.strategies.vdm.config import VDMConfig, VDMOptions
-from vidgen.strategies.vdm.network import VideoUNet, build_unet, load_unet
+from vidgen.strategies.vdm.network import VideoUNet
 from vidgen.strategies.vdm.strategy import VDM
 
-__all__ = ["VDM", "VDMConfig", "VDMOptions", "VideoUNet", "build_unet", "load_unet"]
+__all__ = ["VDM", "VDMConfig", "VDMOptions", "VideoUNet"]

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from vidgen.denoising import ClipConfig
+from vidgen.denoising import UNetConfig
 from vidgen.errors import InvalidArgumentError
 
 __all__ = ["VDMConfig", "VDMOptions"]
 
 
 @dataclass(frozen=True)
-class VDMConfig(ClipConfig):
-    """What a ``vdm`` is; the fields that come first are ``ClipConfig``'s.
+class VDMConfig(UNetConfig):
+    """What a ``vdm`` is; the fields that come first are ``UNetConfig``'s.
 
     Args:
-        widths: channels per level of the UNet.
-        layers_per_block: residual blocks per level.
-        attention_levels: levels with spatial attention and cross-attention.
-        head_dim: width of an attention head.
-        text_width, text_layers: of a text encoder learnt with the model.
-        pooled_text: also add the pooled prompt to the time embedding, as the paper does.
         context: latent frames that each window of a longer video shares with the one before it.
         mask_past: share of training clips whose first frames are given clean.
         mask_random: share of training clips with a random set of given frames.
-        pretrained: folder of a text-to-image model of diffusers' layout to start the UNet from; ``widths``
-            and the like are then its own, and so are its noise process and its VAE, where it has them.
     """
 
-    widths: tuple[int, ...] = (64, 128)
-    layers_per_block: int = 1
-    attention_levels: tuple[int, ...] = (1,)
-    head_dim: int = 32
-    text_width: int = 64
-    text_layers: int = 2
-    pooled_text: bool = True
     context: int = 4
     mask_past: float = 0.4
     mask_random: float = 0.1
-    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
@@ -56,13 +39,6 @@ class VDMConfig(ClipConfig):
                 f"context is {self.context}; expected 1 to {self.sample_frames - 1} of the "
                 f"{self.sample_frames} frames of a clip."
             )
-
-    @property
-    def vae(self) -> str | None:
-        """Where the codec's VAE comes from; that of ``pretrained`` where no other is named."""
-        if self.codec is None and self.pretrained is not None and (Path(self.pretrained) / "vae").is_dir():
-            return self.pretrained
-        return self.codec
 
     @property
     def takes_frames(self) -> bool:

@@ -8,22 +8,19 @@ pretrained ones, and equals it frame by frame until the first step.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
-from pathlib import Path
-
 import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import Inflation, TemporalLayers, checkpoint, widen_unet
+from vidgen.nn import Inflation, TemporalLayers, checkpoint
 from vidgen.shapes import KnownMask, Latents, Tokens
 
-__all__ = ["VideoUNet", "build_unet", "load_unet"]
+__all__ = ["MASK_CHANNELS", "VideoUNet"]
 
 MASK_CHANNELS = 1
+"""Input channels, after those of the latents, that mark given frames."""
 
 
 class VideoUNet(nn.Module):
@@ -122,94 +119,6 @@ class VideoUNet(nn.Module):
             )
         if (known is None) != (clean is None):
             raise InvalidArgumentError("give `known` and `clean` together, or neither.")
-
-
-def build_unet(
-    in_channels: int,
-    out_channels: int,
-    sample_size: int,
-    widths: Sequence[int] = (32, 64),
-    layers_per_block: int = 1,
-    attention_levels: Collection[int] = (1,),
-    cross_attention_dim: int = 64,
-    head_dim: int = 32,
-    pooled_text: bool = False,
-) -> UNet2DConditionModel:
-    """A fresh 2D UNet of Stable Diffusion's layout, as small as wished.
-
-    Args:
-        in_channels: channels it reads (a ``VideoUNet`` needs one more than latents have).
-        out_channels: channels it predicts.
-        sample_size: height and width of the latents it is made for, in latent pixels.
-        widths: channels of each level; the resolution halves from one to the next.
-        layers_per_block: residual blocks per level.
-        attention_levels: levels (from 0) with spatial and cross-attention; the middle always has.
-        cross_attention_dim: features of a token.
-        head_dim: features of an attention head.
-        pooled_text: also add the pooled prompt to the time embedding, which reaches every residual
-            block (Ho et al. 2022, section 3); Stable Diffusion's layout has cross-attention alone.
-
-    Raises:
-        InvalidArgumentError: no level, a level that does not exist, or heads that do not fit.
-    """
-    unknown = set(attention_levels) - set(range(len(widths)))
-    unfit = [width for width in widths if width % min(head_dim, width)]
-    if not widths or unknown or unfit:
-        raise InvalidArgumentError(
-            f"widths={tuple(widths)}, attention_levels={tuple(attention_levels)}, head_dim="
-            f"{head_dim}: give at least one width, levels below their number, and a head_dim that "
-            "divides every width."
-        )
-    down = ["CrossAttnDownBlock2D" if i in attention_levels else "DownBlock2D" for i in _up_to(widths)]
-    up = ["CrossAttnUpBlock2D" if i in attention_levels else "UpBlock2D" for i in _up_to(widths)]
-    return UNet2DConditionModel(
-        sample_size=sample_size,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(reversed(up)),
-        block_out_channels=tuple(widths),
-        layers_per_block=layers_per_block,
-        cross_attention_dim=cross_attention_dim,
-        # Despite its name, diffusers reads the number of heads here (diffusers issue 2011).
-        attention_head_dim=tuple(max(1, width // head_dim) for width in widths),
-        norm_num_groups=_norm_groups(widths),
-        addition_embed_type="text" if pooled_text else None,
-        addition_embed_type_num_heads=cross_attention_dim // math.gcd(cross_attention_dim, head_dim),
-    )
-
-
-def load_unet(folder: str | Path, subfolder: str = "unet") -> UNet2DConditionModel:
-    """The 2D UNet of a pretrained text-to-image folder, widened by the mark of given frames.
-
-    Args:
-        folder: a folder of diffusers' layout, such as Stable Diffusion's.
-        subfolder: where the UNet lies in it.
-
-    Raises:
-        InvalidArgumentError: no UNet with safetensors weights is there.
-    """
-    try:
-        unet = UNet2DConditionModel.from_pretrained(
-            str(folder), subfolder=subfolder, use_safetensors=True, local_files_only=True
-        )
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"no 2D UNet in {str(folder)!r}: expected {subfolder}/config.json and safetensors "
-            f"weights beside it, as diffusers saves them. ({error})"
-        ) from error
-    return widen_unet(unet, MASK_CHANNELS)
-
-
-def _up_to(widths: Sequence[int]) -> range:
-    return range(len(widths))
-
-
-def _norm_groups(widths: Sequence[int]) -> int:
-    """Up to 32 groups as in Stable Diffusion, of 4 channels or more where there are so many."""
-    common = math.gcd(*widths)
-    most = max(1, min(32, min(widths) // 4))
-    return max(groups for groups in range(1, most + 1) if common % groups == 0)
 
 
 def _per_frame(t: Tensor | float | int, batch: int, frames: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategies.vdm.config import VDMConfig
 from vidgen.video.dataset import DataConfig
 
-__all__ = ["small", "tiny"]
+__all__ = ["shapes", "small", "tiny"]
 
 
 def tiny() -> Recipe:
@@ -43,4 +43,33 @@ def small() -> Recipe:
         model=VDMConfig(patch=4, widths=(96, 192), layers_per_block=2, head_dim=32, text_width=128),
         data=DataConfig(clip_length=16, size=64),
         training=TrainingConfig(steps=20000, batch_size=16, learning_rate=3e-4, warmup_steps=500),
+    )
+
+
+def shapes() -> Recipe:
+    """The bundled ``shapes/vdm``: 16 frames of 64 x 64, inflated from the image model ``shapes/ldm``."""
+    return Recipe(
+        strategy="vdm",
+        model=VDMConfig(
+            pretrained="shapes/ldm",
+            head_dim=16,
+            drop_text=0.1,
+            mask_past=0.25,
+            mask_random=0.05,
+            guidance_scale=3.0,
+            num_inference_steps=25,
+        ),
+        data=DataConfig(clip_length=16, frames=16, size=64, videos=16384, hold_out=0.1),
+        training=TrainingConfig(
+            steps=12000,
+            batch_size=16,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            warmup_steps=200,
+            ema_decay=0.999,
+            mixed_precision="bf16",
+            cache_latents=True,
+            checkpoint_every=500,
+            log_every=50,
+        ),
     )

@@ -1,0 +1,134 @@
+"""Makes a bundled model again: its recipe, its half-precision weights, its quality, its card."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vidgen
+from vidgen import config as configs
+from vidgen import plugins
+from vidgen.bench.card import write_card
+from vidgen.bench.quality import Quality, assess
+from vidgen.checkpoint import replaced_folder, save_strategy
+from vidgen.errors import UnknownNameError
+from vidgen.recipe import Recipe
+from vidgen.training import Trainer
+
+__all__ = ["Build", "build_model", "has_recipe", "model_recipe"]
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Build:
+    """A model that was made.
+
+    Attributes:
+        folder: its half-precision weights, ``record.json``, card and contact sheets.
+        record: recipe, steps, device, time, sizes and quality, in plain values.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+
+def has_recipe(name: str) -> bool:
+    """Say whether the bundled model ``name`` can be made again: a recipe has its name."""
+    return name in plugins.available(plugins.RECIPES)
+
+
+def model_recipe(name: str) -> Recipe:
+    """Return the recipe that trains the bundled model ``name``.
+
+    Raises:
+        UnknownNameError: no bundled model of that name comes with its recipe.
+    """
+    known = [model for model in plugins.available(plugins.MODELS) if has_recipe(model)]
+    if name not in known:
+        raise UnknownNameError("bundled model with a recipe", name, known)
+    recipe: Recipe = plugins.load(plugins.RECIPES, name)()
+    return recipe
+
+
+def build_model(
+    name: str,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    quality: bool = True,
+) -> Build:
+    """Train the bundled model ``name`` by its recipe and write it to ``out`` as the package has it.
+
+    out/
+      run/      the training; where it was cut off, it goes on
+      model/    half-precision weights, record, card, contact sheets
+
+    Args:
+        name: of the bundled model.
+        out: a folder.
+        recipe: another recipe than the model's own (a shorter one, say).
+        device: where to train and to assess; None is the best there.
+        progress: show bars.
+        quality: also measure how good it is, by generating and judging hundreds of videos: minutes on a CPU.
+
+    Raises:
+        UnknownNameError: no such model, or it has no recipe.
+        CheckpointError, TrainingError, VideoError: see ``Trainer``.
+    """
+    recipe = model_recipe(name) if recipe is None else recipe
+    out = Path(out).expanduser()
+    trainer = Trainer(recipe, out / "run", device=device, progress=progress)
+    trainer.run()
+    folder = out / "model"
+    with replaced_folder(folder) as temporary:
+        # Assessed as it will be loaded: from the rounded weights.
+        save_strategy(trainer.strategy.to("cpu", torch.float16), temporary / "weights")
+        for part in sorted((temporary / "weights").iterdir()):
+            part.rename(temporary / part.name)
+        (temporary / "weights").rmdir()
+        found = assess(temporary, device=device, progress=progress) if quality else Quality()
+        record = _record(name, trainer, temporary, found)
+        configs.write_json(temporary / RECORD, record)
+        write_card(temporary, record, found.sheets)
+    return Build(folder, record)
+
+
+def _record(name: str, trainer: Trainer, folder: Path, quality: Quality) -> dict[str, Any]:
+    weights = sorted(folder.rglob("*.safetensors"))
+    return {
+        "model": name,
+        "vidgen": vidgen.__version__,
+        "recipe": configs.to_dict(trainer.recipe),
+        "steps": trainer.folder.steps()[-1],
+        "training_seconds": round(_seconds(trainer.folder.folder / "log.jsonl", trainer.config.log_every)),
+        "device": _device(trainer.processes.device),
+        "parameters": trainer.strategy.num_parameters(),
+        "bytes": sum(file.stat().st_size for file in weights),
+        "quality": quality.to_json(),
+    }
+
+
+def _seconds(log: Path, every: int) -> float:
+    """Return the time that the steps took, by the log's means over at most ``every`` of them."""
+    total, last = 0.0, 0
+    for text in log.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "seconds" in line:
+            total += line["seconds"] * min(every, line["step"] - last)
+            last = line["step"]
+    return total
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # What is written down is what another run can be compared with.
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"

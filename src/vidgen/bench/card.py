@@ -1,0 +1,71 @@
+"""The card of a bundled model: what it is, how it was made, how good it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+__all__ = ["write_card"]
+
+ABOUT = {
+    "frame_codec": "A VAE for single frames, of Stable Diffusion's layout: the others work in its latents.",
+    "classifier": "Reads shape, colour, motion, size, background and position of the object in a shapes video.",
+    "ldm": "Text to images, of Stable Diffusion's layout: what the video models start from.",
+}
+
+_SHEETS = {
+    "sheet.png": "one row for each video, from its first frame to its last, or pictures in rows",
+    "sheet_long.png": "videos four times as long as those of training",
+}
+
+
+def write_card(folder: Path, record: Mapping[str, Any], sheets: Mapping[str, Image.Image]) -> None:
+    """Write ``README.md`` and the contact sheets to ``folder``.
+
+    Args:
+        folder: of the model.
+        record: as ``build_model`` makes it.
+        sheets: pictures by file name.
+    """
+    for name, sheet in sheets.items():
+        sheet.save(folder / name, optimize=True)
+    (folder / "README.md").write_text(_text(record, list(sheets)), encoding="utf-8")
+
+
+def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
+    recipe = record["recipe"]
+    about = ABOUT.get(recipe["strategy"], f"A model of the strategy `{recipe['strategy']}`.")
+    parameters = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
+    lines = [
+        f"# {record['model']}",
+        "",
+        about,
+        "",
+        f"Parameters: {parameters}. Weights: {record['bytes']:,} bytes in half precision.",
+        "",
+        f"Made by `vidgen models train {record['model']}`: {record['steps']:,} steps, "
+        f"{record['training_seconds'] / 60:.0f} minutes of training steps on {record['device']}.",
+        "",
+        *_quality(record["quality"]),
+    ]
+    for name in sheets:
+        lines += [f"![{_SHEETS.get(name, name)}]({name})", ""]
+    lines += ["The whole recipe:", "", "```json", json.dumps(recipe, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _quality(quality: Mapping[str, Any]) -> list[str]:
+    rows = [("all", name, value, None, "") for name, value in quality["values"].items()]
+    for group, scores in quality["scores"].items():
+        rows += [(group, s["key"], s["value"], s.get("null"), " ".join(s.get("notes", ()))) for s in scores]
+    if not rows:
+        return []
+    lines = ["| prompts | measure | value | null | notes |", "|---|---|---|---|---|"]
+    for group, key, value, null, notes in rows:
+        beside = "" if null is None else f"{null:.4g}"
+        lines.append(f"| {group} | `{key}` | {value:.4g} | {beside} | {notes} |")
+    return [*lines, "", "`record.json` has the scores with their protocols.", ""]

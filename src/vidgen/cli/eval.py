@@ -1,0 +1,199 @@
+"""``vidgen eval``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidgen.cli import logs
+from vidgen.cli.options import Device, Json, Quiet, Verbose
+from vidgen.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from vidgen.metrics.evaluate import Settings
+    from vidgen.metrics.score import Score
+
+__all__ = ["eval_"]
+
+FORMAT = 1
+
+Generated = Annotated[str, typer.Argument(help="A folder of videos to score, or `shapes`.")]
+Against = Annotated[
+    str | None,
+    typer.Option(help="A folder of real videos, `shapes`, or statistics that --save-statistics wrote."),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric", help="Which number, such as fvd, kvd or prompt_accuracy; default fvd and kvd. Repeatable."
+    ),
+]
+Extractors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extractor",
+        help="What describes videos: shapes, shapes_frames, i3d:FILE, torchscript:FILE, videomae:FOLDER, "
+        "clip:FOLDER or open_clip:MODEL,pretrained=TAG; default shapes. Repeatable.",
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="SIDE|HEIGHTxWIDTH", help="Pixels at which videos are scored; default: their own."),
+]
+
+
+def eval_(
+    generated: Generated,
+    against: Against = None,
+    metrics: Metrics = None,
+    extractors: Extractors = None,
+    num_frames: Annotated[int, typer.Option(help="Frames of each video, from its first on.")] = 16,
+    size: Size = None,
+    crop: Annotated[str, typer.Option(help="`center`, or `none` to squeeze.")] = "center",
+    stride: Annotated[int, typer.Option(help="Frames from one that is looked at to the next.")] = 1,
+    fps: Annotated[
+        float | None, typer.Option(help="Rate to resample both sets to, instead of a stride.")
+    ] = None,
+    videos: Annotated[int | None, typer.Option(help="At most this many of each set; default all.")] = None,
+    captions: Annotated[str, typer.Option(help="auto, txt, csv, jsonl, folder or none.")] = "auto",
+    block: Annotated[int, typer.Option(help="Frames of a block of b_fvd.")] = 16,
+    splits: Annotated[int, typer.Option(help="Parts of the set for is.")] = 10,
+    lpips: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Weights for lpips. Repeatable: backbone, heads.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn: videos, halves for the null, splits.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Videos in memory at once.")] = 16,
+    save_statistics: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the real set's statistics (.safetensors).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Scores of another run (--out) to compare with.")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = 0,
+    verbose: Verbose = 0,
+) -> None:
+    """Score a folder of videos, alone or against another; each number says how it was made."""
+    logs.shift(quiet - verbose)
+    others = None if compare is None else _read(compare)  # before hours of work
+    from vidgen.metrics.evaluate import Settings
+    from vidgen.metrics.sources import View
+
+    view = View(num_frames=num_frames, size=_size(size), crop=crop, stride=stride, fps=fps)
+    settings = Settings(
+        view=view,
+        videos=videos,
+        captions=captions,
+        seed=seed,
+        splits=splits,
+        block=block,
+        batch_size=batch_size,
+        progress=not logs.is_quiet(),
+    )
+    asked = [name.replace("-", "_") for name in metrics or ["fvd", "kvd"]]
+    given = {"metrics": asked, "save_statistics": save_statistics}
+    scores = _scores(generated, against, given, extractors, lpips, device, settings)
+    if out is not None:
+        _write(out, scores)
+    if as_json:
+        typer.echo(json.dumps(_document(scores), indent=2))
+    else:
+        typer.echo("\n".join(str(score) for score in scores))
+    if others is not None:
+        for line in _differences(scores, others, str(compare)):
+            typer.echo(line, err=as_json)
+
+
+def _scores(
+    generated: str,
+    against: str | None,
+    given: dict[str, Any],
+    extractors: list[str] | None,
+    lpips: list[Path] | None,
+    device: str | None,
+    settings: Settings,
+) -> list[Score]:
+    from vidgen.devices import checked_device
+    from vidgen.metrics import evaluate as scoring
+    from vidgen.metrics.pairs import Lpips
+    from vidgen.metrics.specs import open_extractor, shapes_judge
+
+    place = checked_device(device)
+    names = set(given["metrics"])
+    of_features = {*scoring.OF_VIDEOS, "avg_fid"} & names
+    frames = {"avg_fid"} & names
+    specs = extractors or ["shapes"] * bool(of_features - frames) + ["shapes_frames"] * bool(frames)
+    return scoring.evaluate(
+        generated,
+        against,
+        **given,
+        extractors=[open_extractor(spec, place) for spec in specs],
+        judge=shapes_judge(device=place) if names & set(scoring.JUDGED) else None,
+        lpips=Lpips(lpips, device=place) if lpips else None,
+        settings=settings,
+    )
+
+
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    """Read ``SIDE`` or ``HEIGHTxWIDTH``."""
+    if text is None:
+        return None
+    try:
+        height, *width = (int(side) for side in text.lower().split("x", 1))
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"--size was given {text!r}; expected a number of pixels, or HEIGHTxWIDTH such as 64x96."
+        ) from error
+    return (height, width[0]) if width else height
+
+
+def _document(scores: Sequence[Score]) -> dict[str, Any]:
+    return {"format": FORMAT, "scores": [score.to_json() for score in scores]}
+
+
+def _write(path: Path, scores: Sequence[Score]) -> None:
+    from vidgen.config import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, _document(scores))
+
+
+def _read(path: Path) -> list[Score]:
+    """Read what ``--out`` wrote."""
+    from vidgen.metrics.score import Score
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise InvalidArgumentError(f"format {document['format']!r}, and this vidgen reads {FORMAT}")
+        return [Score.from_json(row) for row in document["scores"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"{path} holds no scores that can be read ({error}). Give a file that `vidgen eval --out` wrote."
+        ) from error
+
+
+def _differences(scores: Sequence[Score], others: Sequence[Score], name: str) -> Iterator[str]:
+    """Yield the difference to each score of ``others``.
+
+    Raises:
+        InvalidArgumentError: no key in common.
+        ProtocolMismatchError: a number was made in another way there.
+    """
+    known = {score.key: score for score in others}
+    pairs = [(score, known[score.key]) for score in scores if score.key in known]
+    if not pairs:
+        raise InvalidArgumentError(
+            f"{name} has {', '.join(known) or 'no score'}, and none of {', '.join(s.key for s in scores)}; "
+            "ask for the same metrics with the same extractors."
+        )
+    for score, other in pairs:
+        change = score.difference(other)
+        better = "equal" if not change else "better" if (change > 0) == score.higher_is_better else "worse"
+        yield f"{score.key} {change:+.4g} against {name} ({other.value:.4g}): {better}"

@@ -1,0 +1,53 @@
+"""``vidgen models``: the bundled models, and how they are made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidgen.cli import logs
+from vidgen.cli.exits import exits
+from vidgen.cli.options import Assignments, Device, Quiet, Verbose, model_names
+
+__all__ = ["models"]
+
+models = typer.Typer(name="models", help="Make bundled models again, by their recipes.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Which model, see `vidgen list`.", autocompletion=model_names)]
+
+
+def train(
+    name: Name,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run and the model; an unfinished run goes on. Default: runs/NAME."),
+    ] = None,
+    assignments: Assignments = None,
+    device: Device = None,
+    quality: Annotated[
+        bool, typer.Option(help="Also measure the model and put the numbers on its card: minutes on a CPU.")
+    ] = True,
+    quiet: Quiet = 0,
+    verbose: Verbose = 0,
+) -> None:
+    """Train a bundled model by its recipe and write it as the package has it, with its card."""
+    logs.shift(quiet - verbose)
+    from vidgen import config as configs
+    from vidgen.bench import build_model
+    from vidgen.bench.build import model_recipe
+
+    recipe = configs.override(model_recipe(name), assignments or [])
+    build = build_model(
+        name,
+        out or Path("runs") / name.replace("/", "-"),
+        recipe=recipe,
+        device=device,
+        progress=not logs.is_quiet(),
+        quality=quality,
+    )
+    typer.echo(f"made: {build.folder} ({build.record['bytes']:,} bytes of weights)")
+
+
+models.command()(exits(train))

@@ -1,0 +1,264 @@
+"""Meters of what videos show: nearness to the real one, motion, prompts, diversity."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.metrics.diagnostics import (
+    ErrorCurves,
+    FrameCurves,
+    compare_frames,
+    drift,
+    flicker,
+    measure_frames,
+    motion_decay,
+)
+from vidgen.metrics.diversity import PromptDiversity, cell_coverage, position_spread, spread_ratio
+from vidgen.metrics.extractors.clip import ClipModel, clipsim
+from vidgen.metrics.features import FeatureExtractor
+from vidgen.metrics.meters import Context, Judge, Meter, Seen
+from vidgen.metrics.pairs import PairMetric
+from vidgen.metrics.prompts import PromptCounter
+from vidgen.metrics.score import Score
+
+__all__ = [
+    "ClipsimMeter",
+    "DriftMeter",
+    "MotionMeter",
+    "PairMeter",
+    "PromptDiversityMeter",
+    "PromptMeter",
+    "SpreadMeter",
+]
+
+
+class PairMeter(Meter):
+    """PSNR, SSIM or LPIPS: the mean over pairs of a generated and a real video."""
+
+    takes = ("pairs",)
+
+    def __init__(self, metric: PairMetric) -> None:
+        self.metric = metric
+        self.values: list[Tensor] = []
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        self.values.append(self.metric(seen.batch.clips, _reference(seen)))
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        yield Score(
+            self.metric.name,
+            torch.cat(self.values).mean().item(),
+            context.protocol(self.metric.name, pairing=context.pairing, pixels=self.metric.fingerprint()),
+            higher_is_better=self.metric.higher_is_better,
+            **context.counts,
+        )
+
+
+class DriftMeter(Meter):
+    """``drift``: slope over frames of the distance from the real video, see ``diagnostics.drift``."""
+
+    takes = ("pairs",)
+
+    def __init__(self) -> None:
+        self.errors: ErrorCurves | None = None
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        found = compare_frames(seen.batch.clips.unbind(2), _reference(seen).unbind(2))
+        self.errors = found if self.errors is None else self.errors.merge(found)
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        assert self.errors is not None  # sets are never empty
+        found = drift(self.errors)
+        first, last = found.distance[0], found.distance[-1]
+        yield Score(
+            "drift",
+            found.slope,
+            context.protocol("drift", pairing=context.pairing),
+            notes=(f"root mean square error {first:.4g} in the first frame, {last:.4g} in the last.",),
+            **context.counts,
+        )
+
+
+class MotionMeter(Meter):
+    """``motion_decay``, ``flicker_pixels`` and ``flicker_brightness``, see ``diagnostics``."""
+
+    def __init__(self, names: tuple[str, ...], with_real: bool) -> None:
+        """See ``Meter.scores``."""
+        self.names = names
+        self.sides: dict[str, FrameCurves | None] = {"real": None, "generated": None}
+        self.takes = ("real", "generated") if with_real else ("generated",)
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        found, before = measure_frames(seen.batch.clips.unbind(2)), self.sides[seen.side]
+        self.sides[seen.side] = found if before is None else before.merge(found)
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        found = {side: _motion(curves) for side, curves in self.sides.items() if curves is not None}
+        for name in self.names:
+            value = found["generated"][name]
+            if math.isnan(value):
+                raise InvalidArgumentError(
+                    "nothing moves in the first or the last quarter of the generated videos, so that "
+                    "motion_decay has no value; leave it out."
+                )
+            notes = (f"the real videos have {found['real'][name]:.4g}.",) if "real" in found else ()
+            yield Score(
+                name,
+                value,
+                context.protocol(name, real=False),
+                num_generated=context.num_generated,
+                notes=notes,
+                higher_is_better=name == "motion_decay",
+            )
+
+
+class PromptMeter(Meter):
+    """``prompt_<attribute>_<judge>``: the share of videos that show what their caption says."""
+
+    takes = ("generated",)
+
+    def __init__(self, judge: Judge, motion: bool = True) -> None:
+        self.judge, self.counter = judge, PromptCounter(motion)
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        self.counter.update(seen.reading(self.judge), seen.batch.captions)
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        found = self.counter.result()
+        for name, share in found.shares.items():
+            key = f"prompt_{name}_{self.judge.name}"
+            notes = [f"95% interval {share.low:.3f} to {share.high:.3f}."]
+            if name in found.confusion:
+                notes += _worst(found.confusion[name].to_json())
+            yield Score(
+                key,
+                share.value,
+                context.protocol(key, real=False, classifier=self.judge.fingerprint, captions=context.captions),
+                num_generated=share.n,
+                notes=tuple(notes),
+                higher_is_better=True,
+            )
+
+
+class SpreadMeter(Meter):
+    """``position_spread_<judge>``: spread of the objects' start positions over that of the real set."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.sides: dict[str, list[Tensor]] = {"real": [], "generated": []}
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        positions = seen.reading(self.judge).position.detach().cpu()
+        self.sides[seen.side].append(positions[:, 0] if positions.ndim == 3 else positions)
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        real, generated = torch.cat(self.sides["real"]), torch.cat(self.sides["generated"])
+        key = f"position_spread_{self.judge.name}"
+        yield Score(
+            key,
+            spread_ratio(generated, real),
+            context.protocol(key, classifier=self.judge.fingerprint),
+            notes=(
+                f"spread {position_spread(generated):.3f} of the uniform one, {position_spread(real):.3f} in "
+                f"the real set; {cell_coverage(generated):.3f} of the grid reached, "
+                f"{cell_coverage(real):.3f} there.",
+            ),
+            higher_is_better=True,
+            **context.counts,
+        )
+
+
+class PromptDiversityMeter(Meter):
+    """``prompt_diversity_<extractor>``: how far samples of one prompt lie apart, over those of others."""
+
+    takes = ("generated",)
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        self.extractor, self.counter = extractor, PromptDiversity()
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        self.counter.update(seen.features(self.extractor).values, seen.batch.captions)
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        found = self.counter.result()
+        if math.isnan(found.ratio):
+            raise InvalidArgumentError(
+                "all generated videos have the same features, so that prompt_diversity has no value; look at "
+                "the videos."
+            )
+        key = f"prompt_diversity_{self.extractor.name}"
+        fields: dict[str, Any] = {"extractor": self.extractor.fingerprint(), "captions": context.captions}
+        yield Score(
+            key,
+            found.ratio,
+            context.protocol(key, real=False, **fields),
+            num_generated=context.num_generated,
+            notes=(
+                f"mean squared distance {found.within:.4g} within {found.prompts} prompts, "
+                f"{found.across:.4g} across.",
+            ),
+            higher_is_better=True,
+        )
+
+
+class ClipsimMeter(Meter):
+    """``clipsim_<model>``: mean cosine between a caption and the frames of its video."""
+
+    takes = ("generated",)
+
+    def __init__(self, model: ClipModel) -> None:
+        self.model = model
+        self.values: list[Tensor] = []
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        self.values.append(clipsim(seen.batch.clips, seen.batch.captions, self.model))
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        key = f"clipsim_{self.model.name}"
+        yield Score(
+            key,
+            torch.cat(self.values).mean().item(),
+            context.protocol(key, real=False, model=self.model.fingerprint(), captions=context.captions),
+            num_generated=context.num_generated,
+            higher_is_better=True,
+        )
+
+
+def _reference(seen: Seen) -> Tensor:
+    assert seen.reference is not None  # what takes pairs is shown pairs
+    return seen.reference
+
+
+def _motion(curves: FrameCurves) -> dict[str, float]:
+    shaking = flicker(curves)
+    return {
+        "motion_decay": motion_decay(curves).decay,
+        "flicker_pixels": shaking.pixels,
+        "flicker_brightness": shaking.brightness,
+    }
+
+
+def _worst(table: dict[str, dict[str, int]]) -> list[str]:
+    wrong = Counter({(a, b): n for a, row in table.items() for b, n in row.items() if a != b})
+    return [f"most often, {a} was read as {b} ({n} times)." for (a, b), n in wrong.most_common(1)]

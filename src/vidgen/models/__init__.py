@@ -1,0 +1,29 @@
+"""Small trained models that come with the package, each with a card (``README.md``) beside its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["shapes_classifier", "shapes_codec", "shapes_ldm", "shapes_vdm"]
+
+_SHAPES = Path(__file__).parent / "shapes"
+
+
+def shapes_codec() -> Path:
+    """The frame codec: 64 x 64 pixels to 4 x 8 x 8 latents."""
+    return _SHAPES / "codec"
+
+
+def shapes_classifier() -> Path:
+    """The judge of shapes videos, and their feature extractor."""
+    return _SHAPES / "classifier"
+
+
+def shapes_ldm() -> Path:
+    """The text-to-image model."""
+    return _SHAPES / "ldm"
+
+
+def shapes_vdm() -> Path:
+    """The baseline: 16 frames at once, inflated from the text-to-image model."""
+    return _SHAPES / "vdm"

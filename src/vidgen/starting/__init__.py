@@ -1,0 +1,1 @@
+"""What strategies start from: the frame codec and the classifier, and how they are trained."""

@@ -1,0 +1,186 @@
+"""What can be trained: named components, a configuration, and the stages that train them.
+
+Every ``Strategy`` is one; so is what only prepares the ground for strategies, such as a frame codec.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.noise import NoiseKey, NoisePrior
+from vidgen.video.dataset import ClipBatch, ClipDataset
+
+__all__ = ["Loss", "OptimizerGroup", "Stage", "Trainable", "TrainingStep"]
+
+_T = TypeVar("_T", bound="Trainable")
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """Parameters that one optimiser trains.
+
+    Args:
+        name: the optimiser's name within its stage; groups of the same name share one optimiser.
+        parameters: the trained parameters, in a fixed order.
+        lr_scale: factor on the recipe's learning rate.
+        weight_decay: overrides the recipe's where given.
+        betas: override the recipe's where given; adversarial stages often want ``(0.0, 0.9)``.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One scalar to descend: by which optimiser, and what to log with it."""
+
+    optimizer: str
+    value: Tensor
+    logs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Names the randomness of one training step: nothing in a loss may come from ambient state.
+
+    Args:
+        seed: the run's seed.
+        stage: the stage's name.
+        index: step within the stage, counted from 0.
+        samples: position of each sample of the batch within the step's global batch.
+    """
+
+    seed: int
+    stage: str
+    index: int
+    samples: tuple[int, ...]
+
+    def key(self, sample: int, stream: str) -> NoiseKey:
+        """Return the key of ``stream`` for the ``sample``-th video of this batch."""
+        return NoiseKey(self.seed, f"{stream}-{self.index}-{self.samples[sample]}", f"train/{self.stage}")
+
+    def noise(self, prior: NoisePrior, like: Tensor) -> Tensor:
+        """Return the prior's noise for a batch of clips ``like`` b c f h w, frames counted from 0."""
+        b, c, f, h, w = like.shape
+        keys = [self.key(i, "noise") for i in range(b)]
+        return prior.sample_batch(range(f), (c, h, w), keys).to(like)
+
+    def uniforms(self, sample: int, stream: str, count: int) -> Tensor:
+        """Return ``count`` numbers in [0, 1) for one sample, on the CPU in float64."""
+        return torch.from_numpy(self.key(sample, stream).generator(0).random(count))
+
+    def uniform(self, stream: str) -> Tensor:
+        """Return one number in [0, 1) per sample, on the CPU in float64."""
+        return torch.cat([self.uniforms(i, stream, 1) for i in range(len(self.samples))])
+
+
+class Stage(ABC):
+    """One stage of training.
+
+    A later stage may use what an earlier one trained and never changes it: only ``components`` train.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    needs_pixels: bool = True
+    """False where ``losses`` uses ``Strategy.latents(batch)`` and never ``batch.clip``: the trainer may
+    then hand it latents from a cache."""
+
+    @abstractmethod
+    def optimizers(self) -> tuple[OptimizerGroup, ...]:
+        """Return the parameter groups of this stage's optimisers."""
+
+    @abstractmethod
+    def losses(self, batch: ClipBatch, step: TrainingStep) -> Iterator[Loss]:
+        """Yield losses in the order in which they are descended.
+
+        After each one the trainer steps its optimiser, so a generator that goes on after ``yield`` sees
+        the updated weights (in validation no optimiser steps). Each loss is a float32 scalar with a graph
+        of its own, the mean over the batch's clips, so that a batch may be cut anywhere.
+        """
+
+
+class Trainable(ABC):
+    """Base of all that the trainer trains.
+
+    A subclass sets ``name``, ``Config`` (a frozen dataclass) and ``component_types``. ``create`` builds it
+    with fresh networks.
+
+    Args:
+        config: an instance of the class's ``Config``.
+        modules: trained and frozen networks by component name, one for each of ``component_types``; each
+            is a diffusers ``ModelMixin``, or saves and loads by itself as one does.
+
+    Raises:
+        InvalidArgumentError: a component is missing or of another class.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    component_types: ClassVar[Mapping[str, tuple[type, ...]]]
+    """The classes that each component may have; a checkpoint names one of them."""
+
+    def __init__(self, config: Any, modules: Mapping[str, nn.Module]) -> None:
+        for component, kinds in self.component_types.items():
+            if not isinstance(modules.get(component), kinds):
+                raise InvalidArgumentError(
+                    f"{self.name!r} was given {type(modules.get(component)).__name__} as its "
+                    f"component {component!r}; expected {' or '.join(kind.__name__ for kind in kinds)}."
+                )
+        self.config = config
+        self.modules = dict(modules)
+
+    @classmethod
+    @abstractmethod
+    def create(cls: type[_T], config: Any) -> _T:
+        """Build ``config`` with fresh networks (or those that it says to start from)."""
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: ClipDataset) -> Any:
+        """Return ``config`` completed by what only the data tell (vocabulary, classes, ...)."""
+        del dataset
+        return config
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages of training, in order."""
+
+    def finish(self, dataset: ClipDataset) -> None:
+        """Complete the trained components once after the last stage, by a pure function of them and the data.
+
+        Training then ends with a checkpoint of the result. By default there is nothing left to do.
+        """
+        del dataset
+
+    def to(self: _T, device: Any = None, dtype: torch.dtype | None = None) -> _T:
+        """Move every module; ``dtype`` casts floating-point weights. Returns the object itself."""
+        for module in self.modules.values():
+            if device is not None:
+                module.to(device)
+            if dtype is not None:
+                nn.Module.to(module, dtype)  # diffusers' own warns of fp32 modules even where it has none
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lives."""
+        return next((p.device for m in self.modules.values() for p in m.parameters()), torch.device("cpu"))
+
+    def parameters_of(self, *components: str) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of the named components, in order."""
+        return tuple(p for name in components for p in self.modules[name].parameters())
+
+    def num_parameters(self) -> dict[str, int]:
+        """Return the number of parameters of every component."""
+        return {name: sum(p.numel() for p in m.parameters()) for name, m in self.modules.items()}

@@ -1,0 +1,149 @@
+"""Making a bundled model again: training, half-precision weights, quality, record and card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from vidgen import plugins
+from vidgen.bench import assess, build_model, has_recipe
+from vidgen.bench.build import model_recipe
+from vidgen.bench.card import write_card
+from vidgen.bench.generated import GeneratedClips
+from vidgen.bench.sheets import picture_sheet, video_sheet
+from vidgen.codecs import load_codec
+from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.metrics.protocol import Protocol
+from vidgen.metrics.score import Score
+from vidgen.recipe import Recipe
+from vidgen.starting.frame_codec import FrameCodecConfig
+from vidgen.video import Video
+
+
+def short_recipe() -> Recipe:
+    recipe = model_recipe("shapes/codec")
+    return replace(
+        recipe,
+        model=FrameCodecConfig(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16),
+        data=replace(recipe.data, size=16, videos=16),
+        training=replace(recipe.training, steps=3, batch_size=4, log_every=2, mixed_precision="no"),
+    )
+
+
+def test_a_model_is_made_whole(tmp_path: Path) -> None:
+    build = build_model("shapes/codec", tmp_path, recipe=short_recipe(), device="cpu", quality=False)
+    assert build.folder == tmp_path / "model"
+    names = {path.name for path in build.folder.iterdir()}
+    assert names == {"codec", "vidgen.json", "record.json", "README.md"}
+    with safe_open(build.folder / "codec" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    record = json.loads((build.folder / "record.json").read_text())
+    assert record == build.record
+    assert record["steps"] == 3
+    assert record["recipe"]["training"]["steps"] == 3
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 3]
+    assert record["training_seconds"] == round(2 * log[0]["seconds"] + log[1]["seconds"])
+    size = (build.folder / "codec" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert record["bytes"] == size
+    card = (build.folder / "README.md").read_text()
+    assert "vidgen models train shapes/codec" in card
+    assert f"{record['parameters']['codec']:,}" in card
+
+
+def test_what_is_made_is_what_was_trained_rounded_to_half(tmp_path: Path) -> None:
+    build = build_model("shapes/codec", tmp_path, recipe=short_recipe(), device="cpu", quality=False)
+    trained, made = load_codec(tmp_path / "run/checkpoints/step-00000003/model"), load_codec(build.folder)
+    for name, weights in trained.state_dict().items():
+        assert made.state_dict()[name].dtype == weights.dtype
+        torch.testing.assert_close(made.state_dict()[name], weights.to(torch.float16).to(weights.dtype))
+    before = (build.folder / "README.md").stat().st_mtime_ns
+    again = build_model("shapes/codec", tmp_path, recipe=short_recipe(), device="cpu", quality=False)
+    assert again.record["parameters"] == build.record["parameters"]
+    assert (
+        build.folder / "README.md"
+    ).stat().st_mtime_ns > before  # the run goes on from its end; model/ is made anew
+
+
+def test_a_codec_is_assessed_by_what_it_restores(tmp_path: Path) -> None:
+    recipe = replace(short_recipe(), model=FrameCodecConfig(block_out_channels=(8, 8), norm_num_groups=4))
+    build = build_model("shapes/codec", tmp_path, recipe=recipe, device="cpu", quality=False)
+    quality = assess(build.folder, device="cpu", progress=False)
+    mse, psnr = quality.values["mse"], quality.values["psnr"]
+    assert 0.01 < mse < 4  # three steps restore next to nothing
+    # Of each video's own error, in a range of 2: by Jensen the mean of the ratios is above the ratio of the mean.
+    assert psnr >= 10 * np.log10(4 / mse) - 1e-6
+    assert quality.sheets["sheet.png"].size == (8 * 66, 2 * 66)
+
+
+def test_models_without_a_recipe_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_recipe("shapes/vdm")
+    assert not has_recipe("shapes/nothing")
+    with pytest.raises(UnknownNameError, match=r"shapes/coded.*Did you mean 'shapes/codec'"):
+        build_model("shapes/coded", tmp_path)
+    monkeypatch.setattr(plugins, "available", lambda group: {"mine": "own"} if group == plugins.MODELS else {})
+    with pytest.raises(UnknownNameError, match="Known: none"):
+        model_recipe("mine")
+
+
+def test_recipes_of_bundled_models_name_existing_parts() -> None:
+    for name in plugins.available(plugins.MODELS):
+        recipe = model_recipe(name)
+        plugins.load_trainable(recipe.strategy)
+        assert isinstance(recipe.model, plugins.load_trainable(recipe.strategy).Config)
+
+
+def test_generated_videos_are_a_dataset() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), dtype=np.uint8)
+    clips = GeneratedClips([Video(frame, 8) for frame in frames], ["a", "b", "c"])
+    sample = clips[1]
+    assert sample.caption == "b"
+    assert np.array_equal(((sample.clip + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy(), frames[1])
+    assert len({clips.content_key(i) for i in range(3)}) == 3
+    assert clips.texts() == ["a", "b", "c"]
+    with pytest.raises(InvalidArgumentError, match="3 videos were given with 1 prompts"):
+        GeneratedClips(clips.videos, ["a"])
+
+
+def test_sheets_show_the_frames_they_say() -> None:
+    frames = np.repeat(np.arange(16, dtype=np.uint8)[:, None, None, None] * 10, 4, 1).repeat(4, 2).repeat(3, 3)
+    sheet = np.asarray(video_sheet([Video(frames, 8), Video(frames[::-1].copy(), 8)], columns=4))
+    assert sheet.shape == (12, 24, 3)
+    assert [int(sheet[3, 6 * k + 3, 0]) for k in range(4)] == [0, 50, 100, 150]
+    assert [int(sheet[9, 6 * k + 3, 0]) for k in range(4)] == [150, 100, 50, 0]
+    pictures = np.asarray(picture_sheet(list(frames[:3]), columns=2))
+    assert [int(v) for v in (pictures[3, 3, 0], pictures[3, 9, 0], pictures[9, 3, 0], pictures[9, 9, 0])] == [
+        0,
+        10,
+        20,
+        255,
+    ]
+
+
+def test_a_card_shows_scores_with_their_null(tmp_path: Path) -> None:
+    protocol = Protocol("fvd_shapes_v1", frames=16)
+    score = Score("fvd_shapes_v1", 3.25, protocol, null=1.5, num_real=8, num_generated=8, notes=("Few.",))
+    record = {
+        "model": "shapes/x",
+        "recipe": {"strategy": "vdm"},
+        "steps": 10,
+        "training_seconds": 120,
+        "device": "cpu",
+        "parameters": {"unet": 1234},
+        "bytes": 2468,
+        "quality": {"scores": {"trained": [score.to_json()]}, "values": {"mse": 0.5}},
+    }
+    write_card(tmp_path, record, {"sheet.png": Image.new("RGB", (4, 4))})
+    card = (tmp_path / "README.md").read_text()
+    assert "| trained | `fvd_shapes_v1` | 3.25 | 1.5 | Few. |" in card
+    assert "| all | `mse` | 0.5 |" in card
+    assert "2 minutes" in card
+    assert "(sheet.png)" in card
+    assert (tmp_path / "sheet.png").is_file()

@@ -1,0 +1,108 @@
+"""Scores: what stands beside a number, and what it may be compared with."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.metrics.protocol import Protocol, ProtocolMismatchError
+from vidgen.metrics.score import Score, best
+
+PROTOCOL = Protocol("fvd_shapes_v1", frames=16)
+
+
+def score(value: float, key: str = "fvd_shapes_v1", **more) -> Score:
+    return Score(key, value, more.pop("protocol", PROTOCOL), **more)
+
+
+def test_a_score_prints_null_counts_and_notes() -> None:
+    full = score(12.3, null=4.1, num_real=512, num_generated=256, notes=("few videos.", "short videos."))
+    assert str(full).splitlines() == [
+        "fvd_shapes_v1 12.3 (null 4.1, 512 vs 256 videos)",
+        "  note: few videos.",
+        "  note: short videos.",
+    ]
+    assert str(score(12.3)) == "fvd_shapes_v1 12.3"
+    assert str(score(0.98765, key="psnr", num_generated=7)) == "psnr 0.9877 (7 videos)"
+
+
+def test_json_gives_an_equal_score_back() -> None:
+    full = score(1 / 3, null=0.1, num_real=512, num_generated=256, notes=("few.",), higher_is_better=True)
+    for one in (full, score(math.inf, key="psnr"), score(-1.0, null=-0.5)):
+        again = Score.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False)))
+        assert again == one
+        assert hash(again) == hash(one)
+
+
+def test_an_edited_score_is_refused() -> None:
+    data = score(1.0).to_json()
+    with pytest.raises(InvalidArgumentError, match="edited"):
+        Score.from_json({**data, "protocol": {"metric": "fvd_shapes_v1", "frames": 32}})
+    with pytest.raises(InvalidArgumentError, match="format 2"):
+        Score.from_json({**data, "format": 2})
+    del data["null"]
+    with pytest.raises(InvalidArgumentError, match="no score: KeyError"):
+        Score.from_json(data)
+
+
+def test_comparable_scores_have_an_order_and_a_difference() -> None:
+    low, high = score(1.0), score(3.5)
+    assert high.difference(low) == 2.5
+    assert low < high
+    assert high > low
+    assert low <= score(1.0) >= low
+    assert sorted([high, low])[0] is low
+    assert not low < score(1.0)
+    assert not high <= low
+    assert not low >= high
+
+
+def test_best_knows_the_direction() -> None:
+    scores = [score(value) for value in (3.0, 1.0, 2.0, 1.0)]
+    assert best(scores) is scores[1]
+    rising = [score(value, key="psnr", higher_is_better=True) for value in (3.0, 1.0)]
+    assert best(iter(rising)) is rising[0]
+    with pytest.raises(InvalidArgumentError, match="no scores"):
+        best([])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        score(1.0, protocol=Protocol("fvd_shapes_v1", frames=32)),
+        score(1.0, key="fvd_i3d"),
+        score(1.0, higher_is_better=True),
+    ],
+)
+def test_unequal_scores_are_never_compared(other: Score) -> None:
+    one = score(2.0)
+    for compare in (
+        one.difference,
+        one.__lt__,
+        one.__le__,
+        one.__gt__,
+        one.__ge__,
+        lambda that: best([one, one, that]),
+    ):
+        with pytest.raises(ProtocolMismatchError):
+            compare(other)
+    with pytest.raises(ProtocolMismatchError, match="frames: 16 against 32"):
+        best([one, score(1.0, protocol=Protocol("fvd_shapes_v1", frames=32))])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"key": "fvd"}, "fvd_shapes_v1"),
+        ({"key": ""}, "fvd_shapes_v1"),
+        ({"value": math.nan}, "value of the score 'fvd_shapes_v1' is nan"),
+        ({"null": math.nan}, "null of the score"),
+        ({"num_real": 0}, "num_real"),
+    ],
+)
+def test_what_is_no_score_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Score(**{"key": "fvd_shapes_v1", "value": 1.0, "protocol": PROTOCOL, **fields})
