@@ -53,7 +53,7 @@ def fakes(monkeypatch, tmp_path):
     monkeypatch.setenv("VIDGEN_CACHE", str(tmp_path / "cache"))
     known = {"shapes": PixelExtractor(), "shapes_frames": FrameExtractor("frames")}
     kinds = {name: ((), False, lambda _, built=built: built) for name, built in known.items()}
-    kinds["scaled"] = (("scale",), False, lambda _, **given: PixelExtractor(**given))
+    kinds["scaled"] = (("scale",), False, lambda _, scale: PixelExtractor(scale=float(scale)))
     monkeypatch.setattr(specs, "KINDS", specs.KINDS | kinds)
     monkeypatch.setattr(specs, "shapes_judge", lambda device: reader())
 
@@ -165,6 +165,42 @@ def test_comparison_with_another_run(folders, tmp_path):
     psnr = ["--metric", "psnr"]
     run("eval", folders / "real", *given, *psnr, "--out", out)
     assert ": worse" in run("eval", folders / "generated", *given, *psnr, "--compare", out).stdout
+
+
+def test_two_perfect_scores_are_equal(folders, tmp_path):
+    given = [
+        "eval",
+        folders / "real",
+        "--against",
+        folders / "real",
+        "--num-frames",
+        4,
+        "--metric",
+        "psnr",
+        "-q",
+    ]
+    run(*given, "--out", tmp_path / "scores.json")
+    assert "psnr +0 against" in run(*given, "--compare", tmp_path / "scores.json").stdout
+
+
+def test_an_unusable_place_for_scores_is_refused_before_any_work(folders, tmp_path):
+    given = ["eval", folders / "none", "--metric", "is"]
+    assert "expected a file" in run(*given, "--out", tmp_path, code=2).stderr
+    (tmp_path / "file").touch()
+    assert "does not exist" not in run(*given, "--out", tmp_path / "file" / "s.json", code=1).stderr
+    statistics = ["--save-statistics", tmp_path / "file" / "s.safetensors", "--metric", "fvd"]
+    assert "does not exist" not in run(*given, "--against", folders / "none", *statistics, code=1).stderr
+
+
+def test_scores_are_printed_though_they_cannot_be_written(folders, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("vidgen.config.write_json", full)
+    given = ["--metric", "is", "--splits", 1, "--num-frames", 4, "--out", tmp_path / "s.json", "-q"]
+    result = run("eval", folders / "generated", *given, code=1)
+    assert "is_pixels" in result.stdout
+    assert "No space left" in result.stderr
 
 
 def test_unequal_protocols_are_not_compared(folders, tmp_path):

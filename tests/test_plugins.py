@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint
+from types import ModuleType
 
 import pytest
 
 from vidgen import plugins
-from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.starting.frame_codec import FrameCodecTask
 from vidgen.strategies.vdm import VDM
 
 
@@ -123,3 +125,78 @@ def test_import_error_of_a_plug_in_comes_through(installed):
     installed.append(point("broken", "no_such_module:Thing", "their-package"))
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         plugins.load(plugins.STRATEGIES, "broken")
+
+
+def registered(group: str, name: str, value: str, distribution: str = "theirs") -> EntryPoint:
+    return EntryPoint(name, value, group)._for(Distribution(distribution))
+
+
+def test_trainables_come_by_name_whether_they_are_strategies_or_not():
+    assert plugins.load_trainable("vdm") is VDM
+    assert plugins.load_trainable("frame_codec") is FrameCodecTask
+    assert "frame_codec" not in plugins.available(plugins.STRATEGIES)
+    with pytest.raises(UnknownNameError, match=r"unknown strategy 'vmd'. Did you mean 'vdm'"):
+        plugins.load_trainable("vmd")
+    with pytest.raises(UnknownNameError, match=r"unknown trainable 'frame_code'. Did you mean 'frame_codec'"):
+        plugins.load(plugins.TRAINABLES, "frame_code")
+
+
+def test_import_error_of_a_trainable_comes_through(installed):
+    installed.append(registered(plugins.TRAINABLES, "broken", "no_such_module:Thing"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        plugins.load_trainable("broken")
+
+
+def test_recipes_of_what_is_no_strategy_are_found():
+    recipe = plugins.load_recipe("frame_codec", "shapes/codec")
+    assert (recipe.strategy, type(recipe.model)) == ("frame_codec", FrameCodecTask.Config)
+    with pytest.raises(InvalidArgumentError, match="trains 'frame_codec', not 'vdm'"):
+        plugins.load_recipe("vdm", "shapes/codec")
+    with pytest.raises(UnknownNameError, match="unknown recipe 'frame_codec/codec'"):
+        plugins.load_recipe("frame_codec", "codec")
+
+
+@pytest.mark.parametrize("name", sorted(plugins.available(plugins.RECIPES)))
+def test_every_recipe_trains_what_is_installed(name):
+    recipe = plugins.load(plugins.RECIPES, name)()
+    assert isinstance(recipe.model, plugins.load_trainable(recipe.strategy).Config)
+    assert plugins.load_recipe(recipe.strategy, name) == recipe
+
+
+@pytest.fixture
+def models(installed, tmp_path, monkeypatch):
+    """A package whose entry points give a folder in every way, and in some that are wrong."""
+    module = ModuleType("their_models")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "file").write_text("")
+    gone = tmp_path / "gone"
+    module.__dict__.update(path=tmp_path / "demo", text=str(tmp_path / "demo"))
+    module.function = lambda: tmp_path / "demo"
+    module.text_function = lambda: str(tmp_path / "demo")
+    module.__dict__.update(missing=gone, number=3, file=tmp_path / "file", nothing=lambda: None)
+    module.missing_function = lambda: gone
+    monkeypatch.setitem(sys.modules, "their_models", module)
+    names = [name for name in vars(module) if not name.startswith("__")]
+    installed += [registered(plugins.MODELS, f"demo/{name}", f"their_models:{name}") for name in names]
+    return tmp_path / "demo"
+
+
+@pytest.mark.parametrize("name", ["path", "text", "function", "text_function"])
+def test_a_model_is_a_folder_by_path_or_function(models, name):
+    assert plugins.model_folder(f"demo/{name}") == models
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("missing", "gone"), ("missing_function", "gone"), ("file", "file"), ("number", "3"), ("nothing", "None")],
+)
+def test_a_model_that_is_no_folder_names_its_package(models, name, shown):
+    with pytest.raises(
+        CheckpointError, match=rf"model 'demo/{name}' of package 'theirs' is .*{shown}.*; expected"
+    ):
+        plugins.model_folder(f"demo/{name}")
+
+
+def test_an_unknown_model_suggests_the_nearest(models):
+    with pytest.raises(UnknownNameError, match=r"unknown model 'demo/pat'. Did you mean 'demo/path'"):
+        plugins.model_folder("demo/pat")

@@ -6,7 +6,10 @@ import errno
 import json
 import pickle
 import shutil
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +19,10 @@ from torch import nn
 from toy import Toy, ToyNetwork, toy
 from vidgen import checkpoint, load, plugins
 from vidgen.checkpoint import index
+from vidgen.codecs import load_codec
 from vidgen.errors import CheckpointError, InvalidArgumentError, SchedulerError, UnknownNameError
 from vidgen.sampling import Sampler
+from vidgen.starting.frame_codec import FrameCodecConfig, FrameCodecTask
 from vidgen.strategies.vdm import VDM
 
 
@@ -349,3 +354,46 @@ def test_wrappers_keep_their_own_layout(tmp_path, monkeypatch):
     assert torch.equal(state, torch.get_rng_state())
     assert loaded.modules["foreign"].weight.item() == 2.5
     assert not loaded.modules["foreign"].training
+
+
+def frame_codec():
+    config = FrameCodecConfig(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16)
+    return checkpoint.build(FrameCodecTask, config, seed=1)
+
+
+def test_what_is_no_strategy_is_saved_as_one_and_refused_as_one(tmp_path):
+    task = frame_codec()
+    folder = checkpoint.save_strategy(task, tmp_path / "model")
+    assert sorted(path.name for path in folder.iterdir()) == ["codec", "vidgen.json"]  # it has no scheduler
+    described = json.loads((folder / "vidgen.json").read_text())
+    assert (described["strategy"], described["components"]) == ("frame_codec", {"codec": "ImageCodec"})
+    for source in (folder, str(folder)):
+        with pytest.raises(
+            CheckpointError, match=r"'frame_codec' trained.*no videos.*component instead: codec\."
+        ):
+            load(source)
+    checkpoint.save_strategy(frame_codec(), folder)  # replaced like any other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    loaded = load_codec(folder)
+    weights = task.codec.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_codec_is_found_by_the_name_of_a_bundled_model(tmp_path, monkeypatch):
+    bundled = ModuleType("bundled_models")
+    bundled.codec = lambda: tmp_path / "bundled"
+    monkeypatch.setitem(sys.modules, "bundled_models", bundled)
+    point = EntryPoint("shapes/demo", "bundled_models:codec", plugins.MODELS)._for(SimpleNamespace(name="demo"))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.MODELS else [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="model 'shapes/demo' of package 'demo'"):
+        load_codec("shapes/demo")
+    task = frame_codec()
+    checkpoint.save_strategy(task, tmp_path / "bundled")
+    loaded = load_codec("shapes/demo")
+    assert torch.equal(loaded.vae.quant_conv.bias, task.codec.vae.quant_conv.bias)
+    with pytest.raises(CheckpointError, match=r"no vae/config\.json"):
+        load_codec("shapes/demo", subfolder="vae")
+    task.codec.save_pretrained(Path("shapes/demo/vae"))  # an existing folder comes first
+    (tmp_path / "bundled" / "codec" / "config.json").unlink()
+    assert load_codec("shapes/demo").channels == 4

@@ -184,6 +184,11 @@ def test_the_inception_score_is_its_definition_on_every_split() -> None:
     assert score.std == pytest.approx(np.std(parts), rel=1e-12)
 
 
+def test_a_negative_seed_deals_out_too() -> None:
+    logits = 3 * normal(50, 6)
+    assert inception_score(logits, 7, seed=-1).mean != inception_score(logits, 7, seed=1).mean
+
+
 def test_sorted_videos_are_dealt_out_over_the_splits() -> None:
     by_prompt = torch.eye(4).repeat_interleave(100, 0) * 1e3
     assert inception_score(by_prompt, 4).mean > 3.8  # contiguous parts would hold a class each: 1

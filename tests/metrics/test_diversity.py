@@ -44,7 +44,7 @@ def test_spread_is_the_mean_over_pairs(n):
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
     whole = diversity.position_spread(uniform(50))
-    monkeypatch.setattr(diversity, "ROWS", 7)
+    monkeypatch.setattr(diversity, "PAIRS", 400)
     assert diversity.position_spread(uniform(50)) == pytest.approx(whole, rel=1e-12)
 
 

@@ -17,6 +17,7 @@ from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameErro
 from vidgen.metrics.distances import kernel_distance
 from vidgen.metrics.diversity import spread_ratio
 from vidgen.metrics.evaluate import METRICS, Settings, evaluate
+from vidgen.metrics.extractors.clip import ClipExtractor, ClipModel, clipsim
 from vidgen.metrics.pairs import Psnr
 from vidgen.metrics.protocol import ProtocolMismatchError
 from vidgen.metrics.score import Score
@@ -119,7 +120,7 @@ def test_a_set_against_itself(folders):
     assert values["psnr"] == math.inf
     assert values["ssim"] == pytest.approx(1)
     assert values["drift"] == 0
-    assert [score.protocol["pairing"] for score in scores[2:]] == ["name"] * 3
+    assert [score.protocol["pairing"]["by"] for score in scores[2:]] == ["name"] * 3
 
 
 def test_batches_change_nothing(folders):
@@ -234,7 +235,7 @@ def test_videos_are_paired_by_name(pairs):
     assert scores[0].value == pytest.approx(
         10 * np.mean([math.log10(255**2 / m) for m in (400, 3000)]), abs=0.3
     )
-    assert scores[0].protocol["pairing"] == "name"
+    assert scores[0].protocol["pairing"]["by"] == "name"
     # Squared distances of frame k: (20^2 + (20 k)^2) / 2.
     expected = np.polyfit(range(4), [math.sqrt((20**2 + (20 * k) ** 2) / 2) / 255 for k in range(1, 5)], 1)[0]
     assert scores[1].value == pytest.approx(expected, abs=0.003)
@@ -243,11 +244,34 @@ def test_videos_are_paired_by_name(pairs):
 def test_videos_without_namesakes_are_paired_by_order(pairs):
     (pairs / "generated" / "b.mp4").rename(pairs / "generated" / "c.mp4")
     score = one(evaluate(pairs / "generated", pairs / "real", metrics=["psnr"], settings=SETTINGS))
-    assert score.protocol["pairing"] == "order"
+    assert score.protocol["pairing"]["by"] == "order"
     named = Psnr()(clips(pairs / "generated"), clips(pairs / "real")).mean().item()
     assert score.value == pytest.approx(named)
     write(pairs / "real" / "d.mp4", [0] * 4)
     with pytest.raises(InvalidArgumentError, match=r"2 videos and real 3.*cannot be paired"):
+        evaluate(pairs / "generated", pairs / "real", metrics=["psnr"], settings=SETTINGS)
+
+
+def test_other_pairs_on_the_same_real_set_are_not_compared(pairs):
+    given = {"metrics": ["psnr"], "settings": SETTINGS}
+    both = one(evaluate(pairs / "generated", pairs / "real", **given))
+    (pairs / "generated" / "b.mp4").unlink()
+    easy = one(evaluate(pairs / "generated", pairs / "real", **given))
+    assert list(both.protocol.differences(easy.protocol)) == ["pairing.real"]
+    # By order, the names of the real files decide which is compared with which.
+    write(pairs / "generated" / "c.mp4", [80] * 4)
+    first = one(evaluate(pairs / "generated", pairs / "real", **given))
+    (pairs / "real" / "a.mp4").rename(pairs / "real" / "z.mp4")
+    second = one(evaluate(pairs / "generated", pairs / "real", **given))
+    assert first.protocol["real"] == second.protocol["real"]
+    assert list(first.protocol.differences(second.protocol)) == ["pairing.real"]
+    with pytest.raises(ProtocolMismatchError, match=r"pairing\.real"):
+        first.difference(second)
+
+
+def test_a_name_that_stands_for_two_videos_pairs_nothing(pairs):
+    shutil.copy(pairs / "real" / "a.mp4", pairs / "real" / "a.mkv")
+    with pytest.raises(InvalidArgumentError, match="real has 2 videos of the name 'a'"):
         evaluate(pairs / "generated", pairs / "real", metrics=["psnr"], settings=SETTINGS)
 
 
@@ -283,10 +307,44 @@ def test_single_frames_are_judged_without_motion(folders):
     assert [score.key for score in scores] == ["prompt_shape_fake", "prompt_colour_fake", "prompt_all_fake"]
 
 
-def test_videos_without_captions_have_no_prompt_accuracy(folders):
-    settings = Settings(view=VIEW, captions="none")
-    with pytest.raises(InvalidArgumentError, match="video 0 of generated has no caption"):
-        evaluate(folders / "generated", metrics=["prompt_accuracy"], judge=reader(), settings=settings)
+class Clip(ClipModel):
+    """Embeds whatever it is given; a text that is missing it would embed too."""
+
+    name = "clip_fake"
+    device = torch.device("cpu")
+
+    def embed_images(self, images):
+        return images.mean(dim=(2, 3)) + 2
+
+    def embed_texts(self, texts):
+        return torch.tensor([[1.0, len(text), 0.0] for text in texts])
+
+    def to(self, device):
+        return self
+
+    def fingerprint(self):
+        return {"name": self.name}
+
+
+@pytest.mark.parametrize("metric", ["prompt_accuracy", "prompt_diversity", "clipsim"])
+def test_metrics_of_captions_need_captions(folders, metric):
+    extractor = PixelExtractor()
+    given = {"metrics": [metric], "extractors": [extractor, ClipExtractor(Clip())], "judge": reader()}
+    with pytest.raises(InvalidArgumentError, match=f"video 0 of generated has no caption, and {metric}"):
+        evaluate(folders / "generated", settings=Settings(view=VIEW, captions="none"), **given)
+    assert not extractor.seen
+
+
+def test_clipsim_of_a_folder_with_captions(folders):
+    model = Clip()
+    score = one(
+        evaluate(
+            folders / "generated", metrics=["clipsim"], extractors=[ClipExtractor(model)], settings=SETTINGS
+        )
+    )
+    found = open_videos(folders / "generated", VIEW)
+    expected = clipsim(clips(folders / "generated"), found.captions, model).mean().item()
+    assert (score.key, score.value) == ("clipsim_clip_fake", pytest.approx(expected, rel=1e-9))
 
 
 def test_spread_of_start_positions(folders):
@@ -311,8 +369,10 @@ def test_diversity_of_the_samples_of_a_prompt(folders, tmp_path):
     assert "3 prompts" in score.notes[0]
     for path in (tmp_path / "v").glob("*.txt"):
         path.write_text(f"prompt {path.stem}")
+    extractor = PixelExtractor()
     with pytest.raises(InvalidArgumentError, match="24 samples of 24 prompts"):
-        evaluate(tmp_path / "v", **given)
+        evaluate(tmp_path / "v", **given | {"extractors": [extractor]})
+    assert not extractor.seen
 
 
 def test_motion_and_flicker_stand_beside_those_of_the_real_set(pairs):
@@ -348,6 +408,18 @@ def test_stored_statistics_stand_for_the_real_set(folders, tmp_path):
     assert replace(stored, null=0.0, value=0.0) == replace(
         direct, null=0.0, value=0.0
     )  # protocol and notes too
+    reseeded = replace(SETTINGS, seed=9)  # draws other halves, of which the file has its own
+    again = one(
+        evaluate(
+            folders / "generated",
+            file,
+            metrics=["fvd"],
+            extractors=[PixelExtractor()],
+            settings=reseeded,
+        )
+    )
+    assert again.difference(stored) == pytest.approx(0, abs=1e-12)
+    assert again.null == stored.null
     for extractor, view, said in (
         (PixelExtractor(scale=2.0), VIEW, "extractor.scale: 2 against 1"),
         (PixelExtractor(), View(num_frames=3), "frames: 3 against 4"),

@@ -106,3 +106,10 @@ def test_unequal_scores_are_never_compared(other: Score) -> None:
 def test_what_is_no_score_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         Score(**{"key": "fvd_shapes_v1", "value": 1.0, "protocol": PROTOCOL, **fields})
+
+
+def test_equal_infinities_do_not_differ() -> None:
+    one, other = (Score("psnr", value, Protocol("psnr"), higher_is_better=True) for value in (math.inf, 30.0))
+    assert one.difference(one) == 0
+    assert one.difference(other) == math.inf
+    assert other.difference(one) == -math.inf

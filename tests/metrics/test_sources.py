@@ -174,6 +174,17 @@ def test_a_dataset_must_be_as_the_view_says():
     assert open_videos(moved, View(num_frames=3)).digest != found.digest
 
 
+def test_clips_whose_place_is_not_said_are_named_by_their_pixels(monkeypatch):
+    monkeypatch.setattr(ShapesClips, "locate", lambda self, index, draw: None)
+    data = ShapesDataset(4, num_frames=30, size=16)
+    one, same, other = (
+        open_videos(ShapesClips(data, clip_length=3, seed=seed), View(num_frames=3)) for seed in (0, 0, 1)
+    )
+    assert one.digest == same.digest
+    assert one.digest != other.digest  # other parts of the same videos
+    assert one.captions == tuple(data.caption(i) for i in range(4))
+
+
 def test_batches_hold_every_video_once(tmp_path):
     write_folder(ShapesDataset(5, num_frames=2, size=16), tmp_path / "v")
     found = open_videos(tmp_path / "v", View(num_frames=2))

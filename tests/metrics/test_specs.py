@@ -79,6 +79,7 @@ def test_the_bundled_classifier(classifier, monkeypatch):
         ("i3d:b,classes=600,features=pooled", "i3d_extractor", "b", {"classes": 600, "features": "pooled"}),
         ("videomae:MCG/base,name=mae", "VideoMAEExtractor", "MCG/base", {"name": "mae"}),
         ("clip:folder", "HubClip", "folder", {}),
+        ("clip:folder,name=2024", "HubClip", "folder", {"name": "2024"}),
         ("open_clip:hf-hub:org/x,name=y", "OpenClip", "hf-hub:org/x", {"name": "y"}),
         (
             "open_clip:ViT-B-32,pretrained=w.safetensors",
@@ -156,3 +157,8 @@ def test_the_judge_is_a_copy(classifier):
         parameter.add_(1)
         torch.testing.assert_close(judge.read(batch).motion, before)
         parameter.copy_(kept)
+
+
+def test_a_number_of_classes_is_a_number():
+    with pytest.raises(InvalidArgumentError, match=r"'classes=k400' in the extractor .* as in classes=600"):
+        specs.open_extractor("i3d:weights.safetensors,classes=k400")

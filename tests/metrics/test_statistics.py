@@ -223,6 +223,13 @@ def test_halves_follow_the_seed_and_not_the_parity() -> None:
     assert splits[0] != splits[1]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63 + 1, 2**64 - 2])
+def test_any_whole_number_splits_into_halves(seed: int) -> None:
+    split = [half_of(video, seed) for video in range(200)]
+    assert 30 < sum(split[::2]) < 70
+    assert split != [half_of(video, seed - 1) for video in range(200)]
+
+
 def test_the_items_of_one_video_stay_in_one_half() -> None:
     values = rows(40)
     videos = [video for video in range(8) for _ in range(5)]

@@ -16,11 +16,10 @@ from vidgen import plugins
 from vidgen.bench.card import write_card
 from vidgen.bench.quality import Quality, assess
 from vidgen.checkpoint import replaced_folder, save_strategy
-from vidgen.errors import UnknownNameError
 from vidgen.recipe import Recipe
 from vidgen.training import Trainer
 
-__all__ = ["Build", "build_model", "has_recipe", "model_recipe"]
+__all__ = ["Build", "build_model", "model_recipe"]
 
 RECORD = "record.json"
 
@@ -38,20 +37,12 @@ class Build:
     record: dict[str, Any]
 
 
-def has_recipe(name: str) -> bool:
-    """Say whether the bundled model ``name`` can be made again: a recipe has its name."""
-    return name in plugins.available(plugins.RECIPES)
-
-
 def model_recipe(name: str) -> Recipe:
-    """Return the recipe that trains the bundled model ``name``.
+    """Return the recipe that trains the model ``name``: a bundled one, or what it would be with another recipe.
 
     Raises:
-        UnknownNameError: no bundled model of that name comes with its recipe.
+        UnknownNameError: no recipe has that name.
     """
-    known = [model for model in plugins.available(plugins.MODELS) if has_recipe(model)]
-    if name not in known:
-        raise UnknownNameError("bundled model with a recipe", name, known)
     recipe: Recipe = plugins.load(plugins.RECIPES, name)()
     return recipe
 
@@ -65,14 +56,14 @@ def build_model(
     progress: bool = True,
     quality: bool = True,
 ) -> Build:
-    """Train the bundled model ``name`` by its recipe and write it to ``out`` as the package has it.
+    """Train the model ``name`` by its recipe and write it to ``out`` as the package has its models.
 
     out/
       run/      the training; where it was cut off, it goes on
       model/    half-precision weights, record, card, contact sheets
 
     Args:
-        name: of the bundled model.
+        name: of the model, which is that of its recipe: ``"shapes/vdm"``.
         out: a folder.
         recipe: another recipe than the model's own (a shorter one, say).
         device: where to train and to assess; None is the best there.
@@ -80,7 +71,7 @@ def build_model(
         quality: also measure how good it is, by generating and judging hundreds of videos: minutes on a CPU.
 
     Raises:
-        UnknownNameError: no such model, or it has no recipe.
+        UnknownNameError: no recipe has that name.
         CheckpointError, TrainingError, VideoError: see ``Trainer``.
     """
     recipe = model_recipe(name) if recipe is None else recipe

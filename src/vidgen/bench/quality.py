@@ -13,7 +13,6 @@ from PIL import Image
 
 from vidgen import plugins
 from vidgen.bench.generated import GeneratedClips
-from vidgen.bench.sheets import picture_sheet, video_sheet
 from vidgen.checkpoint.index import read_index
 from vidgen.classifier import Attributes, load_classifier
 from vidgen.codecs import load_codec
@@ -29,6 +28,7 @@ from vidgen.sampling import Sampler, SamplerOutput, load
 from vidgen.strategy import Strategy
 from vidgen.video import Video
 from vidgen.video.dataset import DataConfig, collate, open_dataset
+from vidgen.video.sheets import picture_sheet, video_sheet
 from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 

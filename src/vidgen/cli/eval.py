@@ -81,7 +81,9 @@ def eval_(
 ) -> None:
     """Score a folder of videos, alone or against another; each number says how it was made."""
     logs.shift(quiet - verbose)
-    others = None if compare is None else _read(compare)  # before hours of work
+    others = None if compare is None else _read(compare)  # before hours of work, as is the check of --out
+    if out is not None:
+        _check_out(out)
     from vidgen.metrics.evaluate import Settings
     from vidgen.metrics.sources import View
 
@@ -99,12 +101,12 @@ def eval_(
     asked = [name.replace("-", "_") for name in metrics or ["fvd", "kvd"]]
     given = {"metrics": asked, "save_statistics": save_statistics}
     scores = _scores(generated, against, given, extractors, lpips, device, settings)
-    if out is not None:
-        _write(out, scores)
     if as_json:
         typer.echo(json.dumps(_document(scores), indent=2))
     else:
         typer.echo("\n".join(str(score) for score in scores))
+    if out is not None:  # after they were printed: they stay if the disk is full
+        _write(out, scores)
     if others is not None:
         for line in _differences(scores, others, str(compare)):
             typer.echo(line, err=as_json)
@@ -157,10 +159,17 @@ def _document(scores: Sequence[Score]) -> dict[str, Any]:
     return {"format": FORMAT, "scores": [score.to_json() for score in scores]}
 
 
+def _check_out(path: Path) -> None:
+    if path.is_dir():
+        raise InvalidArgumentError(
+            f"--out was given the folder {path}; expected a file, such as {path}/scores.json."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _write(path: Path, scores: Sequence[Score]) -> None:
     from vidgen.config import write_json
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, _document(scores))
 
 

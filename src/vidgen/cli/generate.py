@@ -24,6 +24,11 @@ Source = Annotated[
 ]
 Prompts = Annotated[list[str] | None, typer.Argument(help="One or more prompts.")]
 Out = Annotated[Path, typer.Option(help="mp4, webm or gif; several videos are numbered.")]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also a picture: a row of frames for each video, first to last."),
+]
+Columns = Annotated[int, typer.Option(min=1, help="Frames in a row of --sheet.")]
 Frames = Annotated[str | None, typer.Option(help="Only these frames: START:STOP.")]
 First = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture that is the first frame.")]
 Last = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture that is the last frame.")]
@@ -72,6 +77,8 @@ def generate(
     eta: Annotated[float, typer.Option(help="Share of fresh noise in DDIM steps, 0 to 1.")] = 0.0,
     batch_size: Annotated[int | None, typer.Option(help="Videos made at once.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep finished calls here, to go on from.")] = None,
+    sheet: Sheet = None,
+    sheet_columns: Columns = 8,
     option: Annotated[list[str] | None, typer.Option(help="The strategy's own: NAME=VALUE.")] = None,
     device: Device = None,
     quiet: Quiet = 0,
@@ -80,10 +87,32 @@ def generate(
     """Generate videos with a trained strategy and write them to files; say first what it will cost."""
     given = dict(locals())  # the first statement: exactly the arguments
     logs.shift(given.pop("quiet") - given.pop("verbose"))
-    _run(given.pop("checkpoint"), given.pop("device"), given)
+    columns = given.pop("sheet_columns")
+    _check_sheet(given.pop("sheet"))
+    paths = _run(given.pop("checkpoint"), given.pop("device"), given)
+    if sheet is not None:
+        _draw(paths, sheet, columns)
 
 
-def _run(checkpoint: str, device: str | None, given: dict[str, Any]) -> None:
+def _check_sheet(sheet: Path | None) -> None:
+    """Refuse now what could not be written after minutes of work."""
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InvalidArgumentError(f"--sheet was given {sheet}; expected a picture: .png, .jpg or .webp.")
+
+
+def _draw(paths: list[Path], sheet: Path, columns: int) -> None:
+    from vidgen.video import Video
+    from vidgen.video.sheets import video_sheet
+
+    picture = video_sheet([Video.load(path) for path in paths], columns)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    part = sheet.with_name(f".{sheet.stem}.part{sheet.suffix}")
+    picture.save(part)
+    part.replace(sheet)
+    typer.echo(str(sheet))
+
+
+def _run(checkpoint: str, device: str | None, given: dict[str, Any]) -> list[Path]:
     from vidgen.cli.pictures import pictures
 
     assignments = given.pop("option") or []
@@ -100,6 +129,7 @@ def _run(checkpoint: str, device: str | None, given: dict[str, Any]) -> None:
     result: Any = sampler(**asked, **options)
     for path, used in zip(result.paths, result.seeds, strict=True):
         typer.echo(f"{path} (seed {used})")
+    return [Path(path) for path in result.paths]
 
 
 def _options(assignments: list[str], taken: dict[str, Any]) -> dict[str, Any]:

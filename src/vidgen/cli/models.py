@@ -9,13 +9,18 @@ import typer
 
 from vidgen.cli import logs
 from vidgen.cli.exits import exits
-from vidgen.cli.options import Assignments, Device, Quiet, Verbose, model_names
+from vidgen.cli.options import Assignments, Device, Quiet, Verbose, recipe_names
 
 __all__ = ["models"]
 
 models = typer.Typer(name="models", help="Make bundled models again, by their recipes.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Which model, see `vidgen list`.", autocompletion=model_names)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Which model: a recipe of `vidgen list`, such as shapes/vdm.", autocompletion=recipe_names
+    ),
+]
 
 
 def train(
@@ -32,7 +37,7 @@ def train(
     quiet: Quiet = 0,
     verbose: Verbose = 0,
 ) -> None:
-    """Train a bundled model by its recipe and write it as the package has it, with its card."""
+    """Train a model by its recipe and write it as the package has its models: half precision, record, card."""
     logs.shift(quiet - verbose)
     from vidgen import config as configs
     from vidgen.bench import build_model

@@ -18,6 +18,7 @@ __all__ = [
     "StrategyName",
     "Verbose",
     "model_names",
+    "recipe_names",
     "span",
 ]
 
@@ -40,6 +41,11 @@ def _recipe_names(context: typer.Context) -> list[str]:
     prefix = next((f"{word}/" for word in words if word in _strategy_names()), "")
     names = _names(plugins.RECIPES)
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def recipe_names() -> list[str]:
+    """Return all recipes by their whole names."""
+    return _names(plugins.RECIPES)
 
 
 def model_names() -> list[str]:

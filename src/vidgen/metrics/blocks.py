@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.metrics.distances import frechet_distance, null_distance, sample_size_notes
+from vidgen.metrics.exact import full_precision
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.statistics import HalvedStatistics
 
@@ -219,7 +219,7 @@ def _described(
     extractor: FeatureExtractor, clips: Float[Tensor, "b 3 f h w"], videos: range
 ) -> tuple[Float[Tensor, "n d"], list[int]]:
     """Features, and the video of each item."""
-    with torch.no_grad():
+    with full_precision():
         values = extractor.extract(clips).values
     per_video = clips.shape[2] if extractor.per_frame else 1
     if len(values) != len(clips) * per_video:

@@ -158,7 +158,7 @@ def inception_score(logits: Float[Tensor, "n k"], splits: int, seed: int = 0) ->
         )
     if torch.isnan(logits).any() or torch.isposinf(logits).any():
         raise InvalidArgumentError("the logits hold NaN or infinity; look at the videos and the classifier.")
-    order = torch.from_numpy(np.random.Generator(np.random.Philox(seed)).permutation(len(logits)))
+    order = torch.from_numpy(_generator(seed).permutation(len(logits)))
     log_p = torch.log_softmax(logits.detach().to("cpu", torch.float64), dim=1)[order]
     scores = [_exp_kl(part) for part in log_p.tensor_split(splits)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits)
@@ -273,7 +273,7 @@ def frechet_infinity(
             f"{len(generated)} items with {dim} features; expected 2 or more sizes from {dim + 2} to {most}, "
             f"and 1 repeat or more. With fewer the covariance is singular: generate more videos."
         )
-    generator = np.random.Generator(np.random.Philox(seed))
+    generator = _generator(seed)
     distances = []
     for size in sizes:
         drawn = [(_drawn(real, size, generator), _drawn(generated, size, generator)) for _ in range(repeats)]
@@ -323,7 +323,7 @@ def subsample_interval(
             f"{repeats} half-samples of {len(real)} and {len(generated)} items at level {level} were asked "
             "for; expected 4 items or more in each set, 10 repeats or more and a level between 0 and 1."
         )
-    generator = np.random.Generator(np.random.Philox(seed))
+    generator = _generator(seed)
     drawn = [
         distance(*(_drawn(values, len(values) // 2, generator) for values in (real, generated)))
         for _ in range(repeats)
@@ -331,6 +331,10 @@ def subsample_interval(
     value = distance(real, generated)
     low, high = np.quantile(np.array(drawn) - np.mean(drawn), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, value + float(low), value + float(high))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed % 2**64))  # NumPy refuses negative ones
 
 
 def _drawn(values: Tensor, size: int, generator: np.random.Generator) -> Tensor:

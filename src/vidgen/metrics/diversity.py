@@ -25,8 +25,8 @@ __all__ = [
 UNIFORM_DISTANCE = (math.sqrt(2) + math.log(1 + math.sqrt(2))) / 6
 """Mean distance of two points that lie anywhere on the torus [0, 1)^2 with equal chance: 0.3826."""
 
-ROWS = 512
-"""Points whose distances to all others are in memory at once."""
+PAIRS = 2**21
+"""Pairs of points whose distances are in memory at once: some 100 MB, however many points there are."""
 
 
 def position_spread(positions: Float[Tensor, "n 2"]) -> float:
@@ -41,8 +41,9 @@ def position_spread(positions: Float[Tensor, "n 2"]) -> float:
     """
     points = _checked(positions, 2)
     number = len(points)
-    # A sum over rows of blocks: all pairs of 50,000 points would be 40 GB.
-    total = sum(_distances(points[at : at + ROWS], points).sum().item() for at in range(0, number, ROWS))
+    # A sum over blocks of rows: all pairs of 50,000 points would be 40 GB.
+    rows = max(1, PAIRS // number)
+    total = sum(_distances(points[at : at + rows], points).sum().item() for at in range(0, number, rows))
     return total / (number * (number - 1)) / UNIFORM_DISTANCE
 
 

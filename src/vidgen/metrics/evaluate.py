@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ OF_PAIRS = ("psnr", "ssim", "lpips", "drift")
 JUDGED = ("prompt_accuracy", "position_spread")
 METRICS = (*OF_VIDEOS, "avg_fid", "clipsim", *OF_PAIRS, *JUDGED, *OF_MOTION)
 """What can be asked for; see ``docs/metrics.md`` for what each is."""
+
+OF_CAPTIONS = ("prompt_accuracy", "prompt_diversity", "clipsim")
 
 NEED_REAL = frozenset({"fvd", "kvd", "b_fvd", "avg_fid", "position_spread", *OF_PAIRS})
 
@@ -134,6 +137,7 @@ def evaluate(
         ProtocolMismatchError: stored statistics were made in another way.
         VideoError: a set cannot be read.
         CheckpointError: stored statistics cannot be read.
+        OSError: ``save_statistics`` cannot be written.
     """
     settings = settings or Settings()
     for name in metrics:
@@ -174,6 +178,8 @@ class _Pairing:
         if generated.names and real.names:
             found = {name: place for place, name in enumerate(real.names)}
             if all(name in found for name in generated.names):
+                _check_unique(generated)
+                _check_unique(real)
                 return cls("name", tuple(found[name] for name in generated.names))
         if len(generated) != len(real):
             raise InvalidArgumentError(
@@ -182,6 +188,21 @@ class _Pairing:
                 "as the real one it stands for."
             )
         return cls("order", tuple(range(len(real))))
+
+    def to_json(self, real: VideoSet) -> dict[str, str]:
+        """Return what belongs to a protocol: other pairs give other numbers on the same real set."""
+        contents = (real.contents[place] for place in self.places)
+        return {"by": self.by, "real": digest("vidgen.metrics.pairs", *contents).hex()}
+
+
+def _check_unique(videos: VideoSet) -> None:
+    """Raise InvalidArgumentError where a name stands for several videos."""
+    (name, count), *_ = Counter(videos.names or ()).most_common(1)
+    if count > 1:
+        raise InvalidArgumentError(
+            f"{videos.name} has {count} videos of the name {name!r} with different suffixes, so that videos "
+            "cannot be paired by name; rename all but one."
+        )
 
 
 @dataclass(frozen=True)
@@ -301,6 +322,7 @@ def _check_saving(
             f"statistics were to be saved to {path}; expected a name that ends in {STATISTICS_SUFFIX}, a real "
             "set of videos, the metric 'fvd', and one extractor of videos."
         )
+    Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)  # rather than fail after hours
 
 
 def _open(source: Source, view: View, settings: Settings) -> VideoSet:
@@ -348,13 +370,26 @@ def _check_sets(metrics: Sequence[str], generated: VideoSet, real: VideoSet | No
             f"{generated.name} has {len(generated)} videos, fewer than the {settings.splits} splits of 'is'; "
             "give fewer splits or more videos."
         )
-    for place, caption in enumerate(generated.captions if "prompt_accuracy" in metrics else ()):
+    for name in (name for name in metrics if name in OF_CAPTIONS):
+        _check_captions(name, generated)
+
+
+def _check_captions(metric: str, generated: VideoSet) -> None:
+    for place, caption in enumerate(generated.captions):
         if not caption:
             raise InvalidArgumentError(
-                f"video {place} of {generated.name} has no caption, and prompt_accuracy compares with one; "
-                "put a text file beside each video, or leave 'prompt_accuracy' out."
+                f"video {place} of {generated.name} has no caption, and {metric} looks at captions; put a "
+                f"text file beside each video, or leave {metric!r} out."
             )
-        expected_spec(caption)
+        if metric == "prompt_accuracy":
+            expected_spec(caption)
+    prompts = len(set(generated.captions))
+    if metric == "prompt_diversity" and not 1 < prompts < len(generated):
+        raise InvalidArgumentError(
+            f"{generated.name} has {len(generated)} samples of {prompts} prompts, and prompt_diversity "
+            "compares samples within and across prompts; give two prompts or more, and two samples or more of "
+            "some."
+        )
 
 
 def _context(
@@ -367,12 +402,13 @@ def _context(
         num_generated=len(generated),
         seed=settings.seed,
         captions=digest("vidgen.metrics.captions", *sorted(generated.captions)).hex(),
-        pairing=pairing.by if pairing else None,
+        pairing=pairing.to_json(real) if pairing and real else None,
     )
 
 
 def _statistics_protocol(context: Context, extractor: FeatureExtractor) -> Protocol:
-    return context.protocol("statistics", extractor=extractor.fingerprint(), seed=context.seed)
+    # Without the seed: it draws the null's halves, which the file holds, and decides no distance.
+    return context.protocol("statistics", extractor=extractor.fingerprint())
 
 
 def _fitted(context: Context, stored: Protocol, extractor: FeatureExtractor) -> Context:
@@ -387,7 +423,6 @@ def _save(meters: Sequence[Meter], context: Context, path: Path) -> None:
     (meter,) = (meter for meter in meters if isinstance(meter, FrechetMeter))
     statistics = meter.sides["real"]
     assert statistics is not None  # the real set has gone by
-    path.expanduser().parent.mkdir(parents=True, exist_ok=True)
     statistics.save(path.expanduser(), _statistics_protocol(context, meter.extractor))
 
 
@@ -403,7 +438,7 @@ def _stream(
     takers = [meter for meter in meters if side in meter.takes]
     if not takers:
         return
-    kept = torch.zeros(len(videos), dtype=torch.bool)
+    kept = torch.zeros(len(videos), dtype=torch.bool, device="cpu")
     kept[choose(len(videos), settings.kept, settings.seed)] = True
     for batch in videos.batches(settings.batch_size, progress=settings.progress):
         reference = None

@@ -20,6 +20,7 @@ from vidgen.metrics.distances import (
     null_distance,
     sample_size_notes,
 )
+from vidgen.metrics.exact import full_precision
 from vidgen.metrics.features import FeatureExtractor, Features
 from vidgen.metrics.protocol import Protocol
 from vidgen.metrics.score import Score
@@ -75,14 +76,14 @@ class Seen:
     def features(self, extractor: FeatureExtractor) -> Features:
         """Return the features of the batch."""
         if id(extractor) not in self._features:
-            with torch.no_grad():
+            with full_precision():
                 self._features[id(extractor)] = extractor.extract(self.batch.clips)
         return self._features[id(extractor)]
 
     def reading(self, judge: Judge) -> Any:
         """Return what ``judge`` reads in the batch."""
         if id(judge) not in self._readings:
-            with torch.no_grad():
+            with full_precision():
                 self._readings[id(judge)] = judge.read(self.batch.clips)
         return self._readings[id(judge)]
 
@@ -98,7 +99,8 @@ class Context:
         num_generated: videos that are judged.
         seed: of every split and choice.
         captions: digest of the generated videos' captions.
-        pairing: ``"name"`` or ``"order"``, where videos are compared one by one.
+        pairing: where videos are compared one by one, by what they are paired (``"name"`` or ``"order"``),
+            and a digest of the real one of each pair, in order.
     """
 
     view: dict[str, Any]
@@ -107,7 +109,7 @@ class Context:
     num_generated: int
     seed: int
     captions: str
-    pairing: str | None = None
+    pairing: dict[str, str] | None = None
 
     def protocol(self, metric: str, *, real: bool = True, **fields: Any) -> Protocol:
         """Return the protocol of ``metric``; ``real`` says whether the real set decides its value."""

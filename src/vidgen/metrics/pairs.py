@@ -16,6 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.functional.image.lpips import _LPIPS, ScalingLayer
 
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.metrics.exact import full_precision
 from vidgen.weights import read_tensors, weight_hash
 
 __all__ = ["Lpips", "PairMetric", "Psnr", "Ssim", "best_of"]
@@ -48,7 +49,7 @@ class PairMetric(ABC):
     higher_is_better: bool
     smallest: int = 1
 
-    @torch.no_grad()
+    @full_precision()
     def __call__(
         self, generated: Float[Tensor, "b c f h w"], real: Float[Tensor, "_b _c _f _h _w"]
     ) -> Float64[Tensor, " b"]:

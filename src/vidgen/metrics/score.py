@@ -83,13 +83,13 @@ class Score:
         check_comparable(self.protocol, other.protocol)
 
     def difference(self, other: Score) -> float:
-        """Return ``self.value - other.value``.
+        """Return ``self.value - other.value``; 0 for equal ones, of which infinity is one.
 
         Raises:
             ProtocolMismatchError: the keys or the protocols differ.
         """
         self.check_comparable(other)
-        return self.value - other.value
+        return 0.0 if self.value == other.value else self.value - other.value
 
     def __lt__(self, other: Score) -> bool:
         self.check_comparable(other)

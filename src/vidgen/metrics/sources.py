@@ -10,7 +10,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +30,7 @@ from vidgen.video.index import FrameIndex
 from vidgen.video.index_cache import VideoRecord
 from vidgen.video.reader import VideoReader
 from vidgen.video.transforms import crop_box, scaled_size, to_clip
+from vidgen.weights import digest_of
 
 __all__ = ["Batch", "Source", "VideoSet", "View", "choose", "is_procedural", "open_videos"]
 
@@ -116,8 +117,7 @@ class VideoSet(ABC):
         size: height and width of the clips.
         names: relative paths without suffix, or None where videos have none.
         rates: frames per second of the sources.
-        digest: names the content: equal videos (whatever their files are called, in any order) have equal
-            digests.
+        contents: names what each video shows, whatever its file is called.
         captions: of each video; empty text where there is none.
     """
 
@@ -125,8 +125,13 @@ class VideoSet(ABC):
     size: tuple[int, int]
     names: tuple[str, ...] | None
     rates: tuple[float, ...]
-    digest: str
+    contents: tuple[str, ...]
     captions: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Names the whole content: equal videos, in any order, have equal digests."""
+        return digest("vidgen.metrics.set", *sorted(self.contents)).hex()
 
     def __len__(self) -> int:
         """Return the number of videos."""
@@ -237,8 +242,8 @@ class _DatasetVideos(VideoSet):
         self.size = (first.clip.shape[2], first.clip.shape[3])
         self.names = None
         self.rates = (first.fps,)
-        self.captions, contents = zip(*(self._about(place) for place in range(len(chosen))), strict=True)
-        self.digest = _digest(contents)
+        about = [self._about(place) for place in range(len(chosen))]
+        self.captions, self.contents = zip(*about, strict=True)
 
     def clip(self, index: int) -> Float[Tensor, "3 f h w"]:
         """Read a video; see ``VideoSet.clip``."""
@@ -247,10 +252,11 @@ class _DatasetVideos(VideoSet):
     def _about(self, place: int) -> tuple[str, str]:
         """Return the caption of a video and a name for its content, if possible without reading it."""
         index = self.chosen[place]
-        key, found = self.data.content_key(index), self.data.locate(index, 0)
-        if found is None:
-            return self._sample(place).caption, key
-        return found.caption, f"{found.content or key} {found.frames}"
+        found = self.data.locate(index, 0)
+        if found is not None and found.content is not None:
+            return found.caption, f"{found.content} {found.frames}"
+        sample = self._sample(place)  # its source alone does not say which part of it this is
+        return sample.caption, f"{self.data.content_key(index)} {digest_of(sample.clip)}"
 
     def _sample(self, place: int) -> ClipSample:
         sample = self.data.read(self.chosen[place], 0)
@@ -289,7 +295,7 @@ class _FolderVideos(VideoSet):
         self.rates = tuple(sorted({record.fps for record in self.records.values()}))
         spans = [folder.captions.spans[file] for file in self.files]
         self.captions = tuple(span[0].caption if len(span) == 1 else "" for span in spans)
-        self.digest = _digest([record.key for record in self.records.values()])
+        self.contents = tuple(self.records[file].key for file in self.files)
 
     def clip(self, index: int) -> Float[Tensor, "3 f h w"]:
         """Read a video; see ``VideoSet.clip``."""
@@ -334,7 +340,3 @@ class _FolderVideos(VideoSet):
                 "to be scored."
             )
         return next(iter(sizes))
-
-
-def _digest(keys: Sequence[str]) -> str:
-    return digest("vidgen.metrics.set", *sorted(keys)).hex()

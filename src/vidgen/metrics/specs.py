@@ -37,6 +37,9 @@ JUDGE = "shapes_v1"
 SIDE = 64
 """Pixels at which the classifier was trained."""
 
+NUMBERS = ("classes",)
+"""Options that are no text."""
+
 
 def open_extractor(spec: str, device: torch.device | str = "cpu") -> FeatureExtractor:
     """Open the extractor that ``spec`` names, on ``device``.
@@ -104,7 +107,11 @@ def _options(spec: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str,
         if not equals or name not in allowed:
             known = ", ".join(f"{known}=..." for known in allowed) or "no options"
             raise InvalidArgumentError(f"{pair!r} in the extractor {spec!r}: expected {known}.")
-        options[name] = int(value) if value.isdecimal() else value
+        if name in NUMBERS and not value.isdecimal():
+            raise InvalidArgumentError(
+                f"{pair!r} in the extractor {spec!r}: expected a number, as in {name}=600."
+            )
+        options[name] = int(value) if name in NUMBERS else value
     return options
 
 

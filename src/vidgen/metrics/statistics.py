@@ -254,7 +254,8 @@ class HalvedStatistics:
 
 def half_of(video: int, seed: int) -> int:
     """Return 0 or 1: the half that video ``video`` of a set belongs to; see ``HalvedStatistics``."""
-    words = np.random.Philox(key=[seed % 2**64, video // 2]).random_raw(1)
+    key = np.array([seed % 2**64, video // 2], dtype=np.uint64)  # of a list NumPy would make floats
+    words = np.random.Philox(key=key).random_raw(1)
     return (int(words[0]) >> 63) ^ (video % 2)
 
 

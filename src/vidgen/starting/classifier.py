@@ -46,7 +46,7 @@ from vidgen.video.transforms import to_clip
 __all__ = ["ClassifierConfig", "ClassifierStage", "ClassifierTask", "Damaged", "damage"]
 
 MAX_JITTER = 4.0  # pixels
-SIZE_WEIGHT = 0.01
+SIZE_WEIGHT = 0.1
 LEAST_NOISE = 0.005
 DRAWS = 12
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.starting.classifier import ClassifierConfig
 from vidgen.starting.frame_codec import FrameCodecConfig
 from vidgen.video.dataset import DataConfig
 
-__all__ = ["HOLD_OUT", "codec"]
-
-HOLD_OUT = 0.1
-"""Share of the colour x shape x motion combinations that no bundled generator is trained on."""
+__all__ = ["classifier", "codec"]
 
 
 def codec() -> Recipe:
@@ -24,6 +22,28 @@ def codec() -> Recipe:
             learning_rate=2e-3,
             lr_schedule="cosine",
             warmup_steps=100,
+            ema_decay=0.995,
+            mixed_precision="bf16",
+            checkpoint_every=250,
+            log_every=50,
+        ),
+    )
+
+
+def classifier() -> Recipe:
+    """The judge ``shapes/classifier``: all combinations, since it must know what generators never saw."""
+    return Recipe(
+        strategy="classifier",
+        model=ClassifierConfig(),
+        data=DataConfig(clip_length=24, size=64, videos=16384),
+        training=TrainingConfig(
+            steps=3000,
+            batch_size=16,
+            learning_rate=2e-3,
+            lr_schedule="cosine",
+            warmup_steps=100,
+            weight_decay=0.01,
+            betas=(0.9, 0.98),
             ema_decay=0.995,
             mixed_precision="bf16",
             checkpoint_every=250,

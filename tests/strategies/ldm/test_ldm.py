@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from einops import rearrange
 
 from vidgen import checkpoint
 from vidgen.codecs import ImageCodec
-from vidgen.conditioning import VocabularyEncoder
+from vidgen.conditioning import Conditioning, VocabularyEncoder
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.plans import Plan, autoregressive, chunks, keyframes
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.sampling import Sampler, load
 from vidgen.strategies.ldm import LDM, LDMConfig
 from vidgen.strategies.vdm import VDM, VDMConfig
+from vidgen.strategy import Canvas, Request
 from vidgen.testing import check_strategy
 from vidgen.training import Trainer
 from vidgen.video.dataset import DataConfig, open_dataset
@@ -168,7 +168,7 @@ def test_frames_do_not_depend_on_the_batch_or_the_order_of_calls(image_model):
     torch.testing.assert_close(turned, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("plan", [chunks(6, 2), autoregressive(6, 2, 1), keyframes(6, 2)])
+@pytest.mark.parametrize("plan", [chunks(6, 2), autoregressive(6, 2, 1), keyframes(6, 4)])
 def test_plans_that_tie_frames_together_are_refused(image_model, plan):
     with pytest.raises(PlanError, match="ldm was trained on clips of 1"):
         image_model("red", num_frames=6, plan=plan)
@@ -176,7 +176,9 @@ def test_plans_that_tie_frames_together_are_refused(image_model, plan):
 
 def inflated(saved, **changes):
     """A fresh vdm that starts from the checkpoint."""
-    config = VDMConfig(**{"pretrained": str(saved), "head_dim": 16, "context": 2, "sample_size": (16, 16), **changes})
+    config = VDMConfig(
+        **{"pretrained": str(saved), "head_dim": 16, "context": 2, "sample_size": (16, 16), **changes}
+    )
     return checkpoint.build(VDM, VDM.prepare(config, open_dataset(CLIPS)), seed=7)
 
 
@@ -224,32 +226,23 @@ def test_a_video_model_takes_everything_from_the_image_model(understood):
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_a_fresh_video_model_is_the_image_model_frame_by_frame(understood, scale):
-    image, video = checkpoint.load_strategy(understood, device="cpu"), inflated(understood)
-    samplers = [quiet(Sampler(model)) for model in (image, video)]
-    x, t = start_noise(4), torch.tensor([350])
-    request = {"prompt": "a red circle moves left", "guidance_scale": scale, "num_frames": 4, "seed": 0}
-    answers = []
-    for sampler in samplers:
-        plan = sampler.strategy.plan(4)
-        resolved = sampler.cost(**{**request, "seed": 0})
-        assert resolved.calls == plan.num_calls
+    prompt, x, t = "a green circle moves left", start_noise(4), torch.tensor([350])
+    answers, videos = [], []
+    for model in (checkpoint.load_strategy(understood, device="cpu"), inflated(understood)):
+        request = Request(prompt, "", 0, 4, 16, 16, 8.0, scale, model.Options())
         per_call = []
-        for call in plan.calls:
-            cond = _condition(sampler.strategy, call, request)
-            per_call.append(sampler.strategy.denoiser(call)(x[:, :, list(call.frames)], t, cond))
+        for call in model.plan(4).calls:  # four calls of the image model, one of the video model
+            cond = model.condition(call, Canvas(), request)
+            per_call.append(model.denoiser(call)(x[:, :, list(call.frames)], t, cond))
         answers.append(torch.cat(per_call, dim=2))
+        sampled = quiet(Sampler(model))(
+            prompt, guidance_scale=scale, num_frames=4, seed=0, num_inference_steps=3
+        )
+        videos.append(sampled.frames)
     torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
-    # The whole of sampling: the image model in four calls, the video model in one.
-    videos = [sampler(**request, num_inference_steps=3).frames for sampler in samplers]
     np.testing.assert_allclose(*videos, rtol=0, atol=1e-4)
+    assert answers[0].std() > 0.1
     assert np.abs(videos[0][:, 0] - videos[0][:, 3]).max() > 1e-2
-
-
-def _condition(strategy, call, request):
-    from vidgen.strategy import Canvas, Request
-
-    made = Request(request["prompt"], "", 0, 4, 16, 16, 8.0, request["guidance_scale"], strategy.Options())
-    return strategy.condition(call, Canvas(), made)
 
 
 def test_an_image_model_starts_from_another(understood):
@@ -262,7 +255,9 @@ def test_an_image_model_starts_from_another(understood):
 
 def test_parts_that_do_not_fit_are_refused(saved, tmp_path):
     vae(channels=3).save_pretrained(tmp_path / "other" / "vae")
-    with pytest.raises(InvalidArgumentError, match=r"reads 4 channels; the codec's latents have 3\. Choose a codec"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"reads 4 channels; the codec's latents have 3\. Choose a codec"
+    ):
         inflated(saved, codec=str(tmp_path / "other"))
     with pytest.raises(InvalidArgumentError, match="reads 4 channels"):
         checkpoint.build(LDM, replace(CONFIG, pretrained=str(saved), codec=str(tmp_path / "other")))
@@ -298,8 +293,6 @@ def test_prediction_of_clips_is_that_of_their_frames(image_model):
 
 
 def _tokens(strategy, texts):
-    from vidgen.conditioning import Conditioning
-
     return Conditioning(strategy.text_encoder.encode(texts))
 
 
@@ -320,12 +313,12 @@ def test_training_lowers_the_loss_and_makes_a_model_to_start_from(tmp_path):
         "ldm",
         replace(PIXELS, prediction_type="sample"),
         DataConfig(clip_length=1, size=16, videos=16),
-        TrainingConfig(steps=60, batch_size=8, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9),
+        TrainingConfig(steps=40, batch_size=8, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9),
     )
     folder = Trainer(recipe, tmp_path / "run", progress=False, device="cpu").run() / "model"
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
-    assert sum(losses[-2:]) / 2 < 0.6 * losses[0]
+    assert sum(losses[-2:]) / 2 < 0.7 * losses[0]
     image = load(folder, device="cpu").strategy
     assert image.config.sample_frames == image.defaults.num_frames == 1
     assert {"red", "circle"} <= set(image.config.words)

@@ -216,7 +216,6 @@ def test_meta_device_counts_parameters_without_memory() -> None:
 COMPILED = """
 import torch
 from vidgen.nn import build_unet, widen_unet
-from vidgen.nn import build_unet, build_unet
 from vidgen.strategies.vdm.network import VideoUNet
 network = VideoUNet(widen_unet(build_unet(3, 3, 8, (8, 16), head_dim=8), 1)).eval()
 torch.nn.init.normal_(network.temporal.convs["mid_block_resnets_0"].conv_out.weight)
@@ -262,35 +261,3 @@ def test_unets_that_need_more_are_refused() -> None:
     unet.register_to_config(num_class_embeds=3)
     with pytest.raises(InvalidArgumentError, match="num_class_embeds"):
         VideoUNet(unet)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"widths": ()}, {"attention_levels": (2,)}, {"widths": (8, 12), "head_dim": 8}]
-)
-def test_layouts_that_do_not_exist_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(InvalidArgumentError, match="give at least one width"):
-        build_unet(4, 4, 8, **{"widths": (8, 16), "head_dim": 8} | wrong)
-
-
-def test_layout_puts_attention_where_asked() -> None:
-    unet = build_unet(4, 3, 8, (16, 32, 64), 2, (0, 2), cross_attention_dim=6, head_dim=16)
-    attended = [hasattr(block, "attentions") for block in unet.down_blocks]
-    assert attended == [True, False, True]
-    assert [hasattr(block, "attentions") for block in unet.up_blocks] == [True, False, True]
-    heads = [unet.down_blocks[i].attentions[0].transformer_blocks[0].attn1.heads for i in (0, 2)]
-    assert heads == [1, 4]
-    assert (unet.conv_in.in_channels, unet.conv_out.out_channels) == (4, 3)
-
-
-@pytest.mark.parametrize("pooled", [True, False])
-def test_pooled_text_reaches_the_network_without_cross_attention(pooled: bool) -> None:
-    torch.manual_seed(0)
-    unet = build_unet(4, 3, 8, widths=(16, 32), cross_attention_dim=24, head_dim=16, pooled_text=pooled)
-    network = VideoUNet(unet).eval()
-    for name, parameter in unet.named_parameters():
-        if ".attn2.to_out" in name:
-            parameter.data.zero_()
-    x, tokens = torch.randn(1, 3, 2, 8, 8), torch.randn(2, 5, 24)
-    with torch.no_grad():
-        difference = (network(x, 300, tokens[:1]) - network(x, 300, tokens[1:])).abs().max()
-    assert (difference > 1e-3) == pooled

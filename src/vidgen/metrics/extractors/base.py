@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.metrics.exact import full_precision
 from vidgen.metrics.extractors.preprocessing import Preprocessing, check_clips
 from vidgen.metrics.features import FeatureExtractor, Features
 
@@ -64,6 +65,7 @@ class NetworkExtractor(FeatureExtractor):
     def _describe(self, pixels: Float[Tensor, "n ..."]) -> tuple[Tensor, Tensor | None]:
         """Features ``n d`` of prepared pixels, and logits ``n k`` where there are any."""
 
+    @full_precision()
     def extract(self, clips: Float[Tensor, "b c f h w"]) -> Features:
         """Describe videos with pixels in [-1, 1]; see ``FeatureExtractor.extract``.
 
@@ -72,11 +74,10 @@ class NetworkExtractor(FeatureExtractor):
         """
         check_clips(clips, self.name, self.min_frames)
         values, logits = [], []
-        with torch.no_grad():
-            for pixels in self._prepared(clips.detach()):
-                value, logit = self._describe(pixels)
-                values.append(self._checked(value, len(pixels)))
-                logits += [] if logit is None else [self._checked(logit, len(pixels))]
+        for pixels in self._prepared(clips.detach()):
+            value, logit = self._describe(pixels)
+            values.append(self._checked(value, len(pixels)))
+            logits += [] if logit is None else [self._checked(logit, len(pixels))]
         return Features(torch.cat(values), torch.cat(logits) if logits else None)
 
     def _prepared(self, clips: Float[Tensor, "b 3 f h w"]) -> Iterator[Float[Tensor, "n ..."]]:

@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity
 from vidgen.conditioning.clip_pixels import ClipPixels
 from vidgen.conditioning.open_clip import OpenClipImageEncoder, OpenClipTextEncoder
 from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.metrics.exact import full_precision
 from vidgen.metrics.extractors.base import check_chunk, check_name
 from vidgen.metrics.extractors.preprocessing import check_clips
 from vidgen.metrics.extractors.pretrained import key_of, local, pixel_moments, read_config, read_network
@@ -229,6 +230,7 @@ class ClipExtractor(FeatureExtractor):
     def __init__(self, model: ClipModel, *, chunk: int = 32) -> None:
         self.model, self.name, self.chunk = model, model.name, check_chunk(chunk)
 
+    @full_precision()
     def extract(self, clips: Float[Tensor, "b c f h w"]) -> Features:
         """Describe each frame of videos with pixels in [-1, 1].
 
@@ -295,6 +297,7 @@ def clipsim(
     return torch.cat(scores)
 
 
+@full_precision()
 def _cosines(
     clips: Float[Tensor, "b 3 f h w"], texts: list[str], model: ClipModel, chunk: int
 ) -> Float[Tensor, " b"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +32,7 @@ class Preprocessing:
     The order is: frames are chosen, values clamped to [-1, 1], rounded to 8 bits where asked, resized,
     brought to ``value_range``, normalised by ``mean`` and ``std``, and laid out. The published I3D
     metrics differ here: Google's FVD and TATS squash to 224 x 224, MCVD crops, none of them antialiases.
+    Google's code samples at pixel corners besides, as TensorFlow 1 did; its ports, and this one, at centres.
 
     Args:
         size: side of the square that the network sees; None leaves pixels at their size.
@@ -148,7 +148,7 @@ class Preprocessing:
         if (low, high) != (-1, 1):
             pixels = (pixels + 1) / 2 * (high - low) + low
         if self.mean is not None and self.std is not None:
-            mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.mean, self.std))
+            mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
             pixels = (pixels - mean) / std
         if self.per_frame:
             return pixels

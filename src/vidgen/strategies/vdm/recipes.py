@@ -59,9 +59,9 @@ def shapes() -> Recipe:
             guidance_scale=3.0,
             num_inference_steps=25,
         ),
-        data=DataConfig(clip_length=16, frames=16, size=64, videos=16384, hold_out=0.1),
+        data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=12000,
+            steps=10000,
             batch_size=16,
             learning_rate=1e-3,
             lr_schedule="cosine",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vidgen.video import Video
+from vidgen.video.result import Video
 
 __all__ = ["picture_sheet", "video_sheet"]
 

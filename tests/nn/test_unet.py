@@ -1,0 +1,85 @@
+"""Fresh 2D UNets: Stable Diffusion's layout in any size, which diffusers saves, loads and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from vidgen.errors import InvalidArgumentError
+from vidgen.nn import build_unet
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"widths": ()},
+        {"attention_levels": (2,)},
+        {"attention_levels": (-1,)},
+        {"widths": (8, 12), "head_dim": 8},
+    ],
+)
+def test_layouts_that_do_not_exist_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgumentError, match="give at least one width"):
+        build_unet(4, 4, 8, **{"widths": (8, 16), "head_dim": 8} | wrong)
+
+
+def test_layout_puts_attention_where_asked() -> None:
+    unet = build_unet(4, 3, 8, (16, 32, 64), 2, (0, 2), cross_attention_dim=6, head_dim=16)
+    attended = [hasattr(block, "attentions") for block in unet.down_blocks]
+    assert attended == [True, False, True]
+    assert [hasattr(block, "attentions") for block in unet.up_blocks] == [True, False, True]
+    assert hasattr(unet.mid_block, "attentions")
+    heads = [unet.down_blocks[i].attentions[0].transformer_blocks[0].attn1.heads for i in (0, 2)]
+    assert heads == [1, 4]
+    assert [len(block.resnets) for block in unet.down_blocks] == [2, 2, 2]
+    assert unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.in_features == 6
+    assert (unet.conv_in.in_channels, unet.conv_out.out_channels) == (4, 3)
+    assert unet.config.sample_size == 8
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [((16, 32), 4), ((48, 80), 8), ((320, 640), 32), ((128,), 32), ((6, 9), 1), ((2, 4), 1), ((36, 60), 6)],
+)
+def test_normalisation_has_groups_that_divide_all_widths(widths: tuple[int, ...], groups: int) -> None:
+    """At most Stable Diffusion's 32, and four channels or more in each of the narrowest level."""
+    with torch.device("meta"):
+        unet = build_unet(4, 4, 8, widths, attention_levels=(), head_dim=1)
+    assert {m.num_groups for m in unet.modules() if isinstance(m, torch.nn.GroupNorm)} == {groups}
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@torch.no_grad()
+def test_pooled_text_reaches_the_network_without_cross_attention(pooled: bool) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(3, 3, 8, widths=(16, 32), cross_attention_dim=24, head_dim=16, pooled_text=pooled).eval()
+    for name, parameter in unet.named_parameters():
+        if ".attn2.to_out" in name:
+            parameter.zero_()
+    x, tokens = torch.randn(1, 3, 8, 8), torch.randn(2, 5, 24)
+    one, other = (unet(x, 300, tokens[i : i + 1]).sample for i in range(2))
+    assert one.shape == (1, 3, 8, 8)
+    assert ((one - other).abs().max() > 1e-3) == pooled
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@torch.no_grad()
+def test_diffusers_loads_what_it_saves(pooled: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(4, 3, 8, (16, 32), cross_attention_dim=20, head_dim=8, pooled_text=pooled).eval()
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path, use_safetensors=True)
+    x, tokens = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 20)
+    assert torch.equal(loaded(x, 7, tokens).sample, unet(x, 7, tokens).sample)
+
+
+def test_stable_diffusions_own_layout_is_one_of_them() -> None:
+    """Version 1's UNet: as many weights, under the same names."""
+    with torch.device("meta"):
+        ours = build_unet(4, 4, 64, (320, 640, 1280, 1280), 2, (0, 1, 2), cross_attention_dim=768, head_dim=40)
+        theirs = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    shapes = [{name: tuple(p.shape) for name, p in unet.named_parameters()} for unet in (ours, theirs)]
+    assert shapes[0] == shapes[1]
