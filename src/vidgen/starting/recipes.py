@@ -37,7 +37,7 @@ def classifier() -> Recipe:
         model=ClassifierConfig(),
         data=DataConfig(clip_length=24, size=64, videos=16384),
         training=TrainingConfig(
-            steps=3000,
+            steps=2000,
             batch_size=16,
             learning_rate=2e-3,
             lr_schedule="cosine",
