@@ -124,7 +124,7 @@ class Motion:
     Attributes:
         curve: for k = 1 ... f - 1.
         decay: mean of the last quarter of ``curve`` over the mean of its first: 1 keeps moving, 0 has come
-            to rest. NaN where nothing moves at either end, infinite where motion only sets in.
+            to rest. NaN where nothing moves at both ends, infinite where motion only sets in.
     """
 
     curve: Float64[np.ndarray, " m"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ __all__ = [
     "PromptMeter",
     "SpreadMeter",
 ]
+
+logger = logging.getLogger("vidgen.metrics")
 
 
 class PairMeter(Meter):
@@ -110,10 +113,13 @@ class MotionMeter(Meter):
         for name in self.names:
             value = found["generated"][name]
             if math.isnan(value):
-                raise InvalidArgumentError(
-                    "nothing moves in the first or the last quarter of the generated videos, so that "
-                    "motion_decay has no value; leave it out."
+                # A warning and no error: it shows only after hours, and the other scores are worth having.
+                logger.warning(
+                    "nothing moves in the first and the last quarter of the generated videos: %s has no value "
+                    "and is left out.",
+                    name,
                 )
+                continue
             notes = (f"the real videos have {found['real'][name]:.4g}.",) if "real" in found else ()
             yield Score(
                 name,
