@@ -14,12 +14,12 @@ from safetensors import safe_open
 
 from vidgen import config as configs
 from vidgen import plugins
-from vidgen.bench import assess, build_model
+from vidgen.bench import assess, build_model, renew_card
 from vidgen.bench.build import model_recipe
 from vidgen.bench.card import write_card
 from vidgen.bench.generated import GeneratedClips
 from vidgen.codecs import load_codec
-from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics.protocol import Protocol
 from vidgen.metrics.score import Score
 from vidgen.recipe import Recipe
@@ -70,15 +70,27 @@ def test_what_is_made_is_what_was_trained_rounded_to_half(tmp_path: Path) -> Non
     assert (build.folder / "README.md").stat().st_mtime_ns > before
 
 
-def test_a_codec_is_assessed_by_what_it_restores(tmp_path: Path) -> None:
+def test_a_codec_is_assessed_by_what_it_restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidgen.bench.quality.NUM_FRAMES", 32)
     recipe = replace(short_recipe(), model=FrameCodecConfig(block_out_channels=(8, 8), norm_num_groups=4))
     build = build_model("shapes/codec", tmp_path, recipe=recipe, device="cpu", quality=False)
+    assert "psnr" not in (build.folder / "README.md").read_text()
+    renewed = renew_card(build.folder, device="cpu", progress=False)
+    assert "| all | `psnr` |" in (build.folder / "README.md").read_text()
+    assert json.loads((build.folder / "record.json").read_text()) == renewed.record
+    assert renewed.record | {"quality": None} == build.record | {"quality": None}
     quality = assess(build.folder, device="cpu", progress=False)
+    assert quality.to_json() == renewed.record["quality"]
     mse, psnr = quality.values["mse"], quality.values["psnr"]
     assert 0.01 < mse < 4  # three steps restore next to nothing
     # Of each video alone, in a range of 2: by Jensen at least that of the mean error.
     assert psnr >= 10 * np.log10(4 / mse) - 1e-6
     assert quality.sheets["sheet.png"].size == (8 * 66, 2 * 66)
+
+
+def test_only_made_models_have_a_card_to_renew(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"record\.json cannot be read"):
+        renew_card(tmp_path)
 
 
 def test_models_without_a_recipe_are_refused(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from vidgen import plugins
 from vidgen.bench.card import write_card
 from vidgen.bench.quality import Quality, assess
 from vidgen.checkpoint import replaced_folder, save_strategy
+from vidgen.errors import CheckpointError
 from vidgen.recipe import Recipe
 from vidgen.training import Trainer
 
-__all__ = ["Build", "build_model", "model_recipe"]
+__all__ = ["Build", "build_model", "model_recipe", "renew_card"]
 
 RECORD = "record.json"
 
@@ -89,6 +90,27 @@ def build_model(
         record = _record(name, trainer, temporary, found)
         configs.write_json(temporary / RECORD, record)
         write_card(temporary, record, found.sheets)
+    return Build(folder, record)
+
+
+def renew_card(folder: str | Path, *, device: str | None = None, progress: bool = True) -> Build:
+    """Measure a model that ``build_model`` made anew, and write the numbers to its record and card.
+
+    Raises:
+        CheckpointError: ``folder`` holds no model, or no record.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        record = configs.read_json(folder / RECORD)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / RECORD} cannot be read ({error}); expected the folder of a model as `vidgen models "
+            "train` writes it."
+        ) from error
+    found = assess(folder, device=device, progress=progress)
+    record["quality"] = found.to_json()
+    configs.write_json(folder / RECORD, record)
+    write_card(folder, record, found.sheets)
     return Build(folder, record)
 
 

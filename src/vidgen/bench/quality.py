@@ -40,6 +40,8 @@ HOLD_OUT = 0.1
 NUM_PROMPTS = 512
 NUM_HELD_OUT = 256
 NUM_REAL = 1024
+NUM_FRAMES = 512
+NUM_CLIPS = 2048
 BATCH = 16
 
 
@@ -96,6 +98,7 @@ def assess_generator(
         seed: of the generated videos.
         progress: show bars.
     """
+    sampler.set_progress_bar_config(disable=not progress)
     frames = sampler.strategy.defaults.num_frames
     view, judge = View(num_frames=frames), shapes_judge(device=sampler.strategy.device)
     settings = Settings(view=view, progress=progress)
@@ -138,7 +141,9 @@ def _assess_codec(folder: Path, device: str | None) -> Quality:
     codec = load_codec(folder)
     where = checked_device(device)
     codec.to(where)
-    data = open_dataset(DataConfig(path="shapes", clip_length=1, split="test", videos=512, objects=(1, 3)))
+    data = open_dataset(
+        DataConfig(path="shapes", clip_length=1, split="test", videos=NUM_FRAMES, objects=(1, 3))
+    )
     totals: dict[str, list[float]] = {"psnr": [], "ssim": [], "mse": []}
     latents, pictures = [], []
     for start in range(0, len(data), BATCH):
@@ -164,7 +169,7 @@ def _assess_codec(folder: Path, device: str | None) -> Quality:
 def _assess_classifier(folder: Path, device: str | None) -> Quality:
     network = load_classifier(folder).to(checked_device(device))
     where = next(network.parameters()).device
-    frames, data = range(16), ShapesDataset(2048, 16, split="test")
+    frames, data = range(16), ShapesDataset(NUM_CLIPS, 16, split="test")
     right: Counter[str] = Counter()
     distance = 0.0
     for start in range(0, len(data), BATCH):

@@ -55,4 +55,25 @@ def train(
     typer.echo(f"made: {build.folder} ({build.record['bytes']:,} bytes of weights)")
 
 
+def assess(
+    folder: Annotated[Path, typer.Argument(help="The folder of a model that `vidgen models train` made.")],
+    device: Device = None,
+    quiet: Quiet = 0,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure such a model anew, print the numbers, and write them to its record and card."""
+    logs.shift(quiet - verbose)
+    from vidgen.bench import renew_card
+
+    build = renew_card(folder, device=device, progress=not logs.is_quiet())
+    quality = build.record["quality"]
+    for name, value in quality["values"].items():
+        typer.echo(f"{name}: {value:.4g}")
+    for group, scores in quality["scores"].items():
+        for score in scores:
+            null = "" if score.get("null") is None else f" (null {score['null']:.4g})"
+            typer.echo(f"{group} {score['key']}: {score['value']:.4g}{null}")
+
+
 models.command()(exits(train))
+models.command()(exits(assess))
