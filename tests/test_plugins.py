@@ -135,7 +135,7 @@ def test_trainables_come_by_name_whether_they_are_strategies_or_not():
     assert plugins.load_trainable("vdm") is VDM
     assert plugins.load_trainable("frame_codec") is FrameCodecTask
     assert "frame_codec" not in plugins.available(plugins.STRATEGIES)
-    with pytest.raises(UnknownNameError, match=r"unknown strategy 'vmd'. Did you mean 'vdm'"):
+    with pytest.raises(UnknownNameError, match=r"unknown strategy or trainable 'vmd'. Did you mean 'vdm'"):
         plugins.load_trainable("vmd")
     with pytest.raises(UnknownNameError, match=r"unknown trainable 'frame_code'. Did you mean 'frame_codec'"):
         plugins.load(plugins.TRAINABLES, "frame_code")

@@ -98,10 +98,13 @@ def load_trainable(name: str) -> Any:
     """Import and return the strategy, or other trainable, that is called ``name``.
 
     Raises:
-        UnknownNameError: nothing is; the nearest strategy is suggested.
+        UnknownNameError: nothing is; the nearest name is suggested.
         ImportError: the plug-in's own, unchanged.
     """
-    return load(_group_of(name), name)
+    group = _group_of(name)
+    if name not in _points(group):
+        raise UnknownNameError("strategy or trainable", name, {**_points(STRATEGIES), **_points(TRAINABLES)})
+    return load(group, name)
 
 
 def _group_of(name: str) -> str:

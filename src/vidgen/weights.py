@@ -13,10 +13,16 @@ from torch import Tensor, nn
 
 from vidgen.errors import CheckpointError
 
-__all__ = ["WEIGHTS", "digest_of", "load_weights", "read_tensors", "weight_hash"]
+__all__ = ["WEIGHTS", "digest_of", "load_weights", "newest_model", "read_tensors", "weight_hash"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The name of a component's weights, as diffusers has it."""
+
+
+def newest_model(folder: Path) -> Path:
+    """Return the newest checkpoint's model of a training run, and any other folder as it is."""
+    steps = sorted((folder / "checkpoints").glob("step-[0-9]*/model"), key=lambda p: p.parent.name)
+    return steps[-1] if steps else folder
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
 
@@ -50,9 +51,9 @@ def save_vae(folder, name, scaling=0.5):
     vae.save_pretrained(folder / name)
 
 
-def save_words(folder, width=24):
+def save_words(folder, width=24, max_words=7):
     torch.manual_seed(2)
-    encoder = VocabularyEncoder(WORDS, width=width, layers=1, max_words=7)
+    encoder = VocabularyEncoder(WORDS, width=width, layers=1, max_words=max_words)
     encoder.save_pretrained(folder / "text_encoder")
     return encoder
 
@@ -163,12 +164,39 @@ def test_its_own_words_are_taken_with_their_encoder(tmp_path):
     assert isinstance(other.build_text_encoder(other.token_width), ClassEncoder)
 
 
-@pytest.mark.xfail(strict=True, reason="found in the first batch that has such a word, not before training")
 def test_captions_that_its_words_do_not_cover_are_refused_at_once(tmp_path):
     save_unet(tmp_path)
     save_words(tmp_path)
     with pytest.raises(InvalidArgumentError, match="dragon"):
         UNetConfig(pretrained=str(tmp_path)).fitted(_Captions("red circle", "red dragon"))
+
+
+def test_words_beside_those_of_the_model_are_refused(tmp_path):
+    save_unet(tmp_path)
+    save_words(tmp_path)
+    data = _Captions("red circle")
+    with pytest.raises(InvalidArgumentError, match="with its own words"):
+        UNetConfig(pretrained=str(tmp_path), words=("circle", "red", "x")).fitted(data)
+    config = UNetConfig(pretrained=str(tmp_path), words=WORDS, max_words=7)
+    assert config.fitted(data).words == WORDS
+    assert UNetConfig(pretrained=str(tmp_path)).has_prompts  # before any data was seen
+
+
+def test_a_training_run_is_its_newest_checkpoint(tmp_path):
+    for step in (5, 12):
+        save_words(tmp_path / "checkpoints" / f"step-{step:08d}" / "model", max_words=step)
+    settings = ImageModel(str(tmp_path)).text_settings
+    assert settings is not None
+    assert settings["max_words"] == 12
+
+
+def test_a_flow_and_an_unknown_process_are_refused(tmp_path):
+    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(InvalidArgumentError, match=r"trained on a flow .FlowMatchEulerDiscreteScheduler."):
+        ClipConfig(pretrained=str(tmp_path)).build_scheduler()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "moon"}')
+    with pytest.raises(CheckpointError, match="describes no noise process"):
+        ClipConfig(pretrained=str(tmp_path)).build_scheduler()
 
 
 class _Captions:
@@ -239,9 +267,6 @@ def test_the_process_of_any_solver_is_taken(tmp_path, kind):
     assert built.config.prediction_type == "epsilon"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the image model's scheduler leaves it out: v_prediction is taken for it"
-)
 def test_what_an_old_configuration_leaves_out_has_diffusers_meaning(tmp_path):
     """Stable Diffusion 1's says nothing of what is predicted, which is the noise."""
     theirs = PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

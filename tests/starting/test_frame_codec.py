@@ -95,7 +95,7 @@ def test_it_is_built_as_its_settings_say():
     assert [len(block.resnets) for block in vae.encoder.down_blocks] == [2, 2, 2]
     assert {m.num_groups for m in vae.modules() if isinstance(m, torch.nn.GroupNorm)} == {8}
     for wrong in ({"kl_weight": -1e-9}, {"square_weight": -1.0}):
-        with pytest.raises(InvalidArgumentError, match="expected 0 or more"):
+        with pytest.raises(InvalidArgumentError, match="expected finite numbers, 0 or more"):
             replace(CONFIG, **wrong)
     with pytest.raises(InvalidArgumentError, match="component 'codec'; expected ImageCodec"):
         FrameCodecTask(CONFIG, {"codec": PixelCodec(2)})
@@ -273,3 +273,25 @@ def test_running_again_on_the_finished_folder_changes_nothing(run):
     again = Trainer(RECIPE, out, dataset=Colours(), progress=False, device="cpu").run()
     assert again == folder
     assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kl_weight": float("nan")}, "kl_weight is nan"),
+        ({"block_out_channels": ()}, "expected one width or more"),
+        ({"block_out_channels": (8, 12), "norm_num_groups": 8}, "each a multiple of the groups"),
+        ({"latent_channels": 0}, "latent_channels 0; expected 1 or more"),
+    ],
+)
+def test_settings_that_no_vae_can_have_are_refused(fields, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        replace(CONFIG, **fields)
+
+
+def test_the_frames_size_comes_from_the_data_and_must_halve():
+    data = Colours()
+    assert FrameCodecTask.prepare(replace(CONFIG, sample_size=64), data).sample_size == 16
+    deep = replace(CONFIG, block_out_channels=(8,) * 6)
+    with pytest.raises(InvalidArgumentError, match=r"16 x 16; a VAE of 6 levels .* multiples of 32"):
+        FrameCodecTask.prepare(deep, data)

@@ -10,6 +10,7 @@ from vidgen.checkpoint import hub
 from vidgen.checkpoint.folder import settled
 from vidgen.checkpoint.index import INDEX
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.weights import newest_model
 
 __all__ = ["find_checkpoint", "locate"]
 
@@ -59,9 +60,8 @@ def find_checkpoint(path: str | Path, tried: str = "") -> Path:
     there = settled(path)
     if (there / INDEX).is_file():
         return there
-    steps = sorted((path / "checkpoints").glob("step-[0-9]*/model"), key=lambda p: p.parent.name)
-    if steps:
-        return steps[-1]
+    if (newest := newest_model(path)) != path:
+        return newest
     if not path.exists():
         tried = f" ({tried})" if tried else ""
         raise CheckpointError(

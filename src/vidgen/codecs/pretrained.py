@@ -19,7 +19,7 @@ from vidgen.codecs.pixels import PixelCodec
 from vidgen.codecs.vae import SETTINGS
 from vidgen.codecs.videos import VideoCodec
 from vidgen.errors import CheckpointError, UnknownNameError
-from vidgen.weights import WEIGHTS
+from vidgen.weights import WEIGHTS, newest_model
 
 __all__ = ["load_codec"]
 
@@ -38,9 +38,9 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
 
     Args:
         source: a folder saved by diffusers or by a codec's ``save_pretrained``, the folder of a
-            diffusers pipeline (its ``vae`` is taken) or of a checkpoint (its ``codec``), the name of a
-            bundled model such as ``"shapes/codec"``, or a hub id such as ``"owner/name"``, of which only
-            the VAE's JSON files and safetensors are fetched.
+            diffusers pipeline (its ``vae`` is taken), of a checkpoint or a training run (its
+            ``codec``), the name of a bundled model such as ``"shapes/codec"``, or a hub id such as
+            ``"owner/name"``, of which only the VAE's JSON files and safetensors are fetched.
         subfolder: the folder in ``source`` that holds the VAE.
 
     Within ``torch.device("meta")`` only configurations are read (and fetched).
@@ -75,6 +75,7 @@ def _folder(source: str | Path, subfolder: str | None) -> Path:
 
 def _part(folder: Path, subfolder: str | None) -> Path:
     """The folder of the VAE inside ``folder``."""
+    folder = newest_model(folder)
     parts = PARTS if subfolder is None else [subfolder]
     for part in parts:
         if (folder / part / CONFIG).is_file():

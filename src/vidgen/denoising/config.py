@@ -100,7 +100,7 @@ class ClipConfig:
     def has_prompts(self) -> bool:
         """Whether there is anything that a prompt may say."""
         known = {"words": self.words, "classes": self.classes, "open_clip": ("any text",)}
-        return bool(known[self.text])
+        return bool(known[self.text]) or self.learnt_words is not None
 
     @property
     def vae(self) -> str | None:
@@ -128,13 +128,25 @@ class ClipConfig:
         if self.text == "words":
             known, texts = self.learnt_words, set(dataset.texts())
             if known is not None:
-                found |= {"words": tuple(known["words"]), "max_words": known["max_words"]}
+                found |= self._with_words_of(known, texts)
             else:
                 found["words"] = self.words or tuple(vocabulary(texts))
                 found["max_words"] = self.max_words or _longest(texts)
         elif self.text == "classes":
             found["classes"] = self._same_classes(dataset)
         return replace(self, sample_fps=float(sample.fps), **found)
+
+    def _with_words_of(self, known: dict[str, Any], texts: set[str]) -> dict[str, Any]:
+        """Return the words of the text encoder that comes with ``pretrained``; the data must do with them."""
+        words = tuple(known["words"])
+        if self.words not in ((), words) or self.max_words not in (None, known["max_words"]):
+            raise InvalidArgumentError(
+                f"words or max_words were given, and {self.pretrained!r} has a text encoder with its own words "
+                f"({', '.join(words)}). Leave them out, or start from a model without one."
+            )
+        assert self.pretrained is not None  # it has words
+        ImageModel(self.pretrained).text_encoder().check(sorted(texts))
+        return {"words": words, "max_words": known["max_words"]}
 
     def _same_classes(self, dataset: ClipDataset) -> tuple[str, ...]:
         """Return the data's classes: clips are labelled by their numbers, so another order would lie."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from vidgen import plugins
 from vidgen.codecs.files import CONFIG, read_module, read_object
 from vidgen.conditioning import VocabularyEncoder
-from vidgen.config import read_json
-from vidgen.errors import InvalidArgumentError
+from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.weights import newest_model
 
 __all__ = ["ImageModel"]
 
@@ -38,7 +38,8 @@ class ImageModel:
       scheduler/       its noise process, if it is said
 
     Args:
-        source: a folder such as Stable Diffusion's, or the name of a bundled model (``"shapes/ldm"``).
+        source: a folder such as Stable Diffusion's, a training run (its newest checkpoint), or the name of a
+            bundled model (``"shapes/ldm"``).
 
     Raises:
         InvalidArgumentError: there is neither.
@@ -101,16 +102,32 @@ class ImageModel:
 
     @property
     def process(self) -> Mapping[str, Any]:
-        """What its scheduler's configuration says of the noise process that it was trained on."""
+        """The noise process that it was trained on; what its scheduler's file leaves out is diffusers' default.
+
+        Raises:
+            InvalidArgumentError: a flow, which no model here learns.
+            CheckpointError: the file describes no noise process.
+        """
         file = self.folder / "scheduler" / "scheduler_config.json"
-        found = read_json(file) if file.is_file() else {}
-        return {name: found[name] for name in _PROCESS if name in found}
+        if not file.is_file():
+            return {}
+        found = read_object(file)
+        if "FlowMatch" in str(found.get("_class_name")):
+            raise InvalidArgumentError(
+                f"{self.source!r} was trained on a flow ({found['_class_name']}); expected a noise process, as "
+                "Stable Diffusion 1 and 2 have. Start from another image model."
+            )
+        try:
+            config = DDIMScheduler(**{name: found[name] for name in _PROCESS if name in found}).config
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} describes no noise process of this diffusers: {error}") from error
+        return {name: config[name] for name in _PROCESS}
 
 
 def _folder_of(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return newest_model(path)
     if source in plugins.available(plugins.MODELS):
         return plugins.model_folder(source)
     bundled = ", ".join(plugins.available(plugins.MODELS)) or "none"

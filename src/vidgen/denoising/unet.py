@@ -89,6 +89,7 @@ def _check_fit(config: UNetConfig, unet: UNet2DConditionModel, codec: Codec, tex
         )
     if width != text_width:
         raise InvalidArgumentError(
-            f"the UNet in {config.pretrained} reads tokens of width {width}; those of {config.text_model} have "
-            f"{text_width}. Choose the text encoder that it was trained with."
+            f"the UNet in {config.pretrained} reads tokens of width {width}; those of "
+            f"{config.text_model or 'the prompts'} have {text_width}. Choose the text encoder "
+            "that it was trained with."
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -32,14 +33,14 @@ class FrameCodecConfig:
         layers_per_block: residual blocks of each encoder level; the decoder's have one more.
         latent_channels: of the latents.
         norm_num_groups: groups of the normalisations; they divide all widths.
-        sample_size: side of the frames, in pixels.
+        sample_size: longer side of the frames, in pixels; a training run takes it from its data.
         kl_weight: of the divergence from a standard normal, in nats per latent number, beside an absolute
             error of 1 in pixels from -1 to 1.
         square_weight: of the squared error beside the absolute one: it draws attention to small objects, which
             the absolute error alone gives up for the background at first.
 
     Raises:
-        InvalidArgumentError: a weight below 0.
+        InvalidArgumentError: values that no VAE can have.
     """
 
     block_out_channels: tuple[int, ...] = (16, 32, 48, 48)
@@ -52,9 +53,22 @@ class FrameCodecConfig:
 
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
-        if min(self.kl_weight, self.square_weight) < 0:
+        weights = (self.kl_weight, self.square_weight)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise InvalidArgumentError(
-                f"kl_weight is {self.kl_weight} and square_weight {self.square_weight}; expected 0 or more."
+                f"kl_weight is {self.kl_weight} and square_weight {self.square_weight}; expected finite "
+                "numbers, 0 or more."
+            )
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
+            raise InvalidArgumentError(
+                f"block_out_channels is {widths} and norm_num_groups {groups}; expected one width or more, "
+                "each a multiple of the groups."
+            )
+        if min(self.layers_per_block, self.latent_channels) < 1:
+            raise InvalidArgumentError(
+                f"layers_per_block is {self.layers_per_block} and latent_channels {self.latent_channels}; "
+                "expected 1 or more."
             )
 
 
@@ -72,6 +86,22 @@ class FrameCodecTask(Trainable):
     Config = FrameCodecConfig
     component_types: ClassVar[dict[str, tuple[type, ...]]] = {"codec": (ImageCodec,)}
     config: FrameCodecConfig
+
+    @classmethod
+    def prepare(cls, config: Any, dataset: ClipDataset) -> Any:
+        """Take the frames' size from the data.
+
+        Raises:
+            InvalidArgumentError: sides that do not halve as often as the VAE does.
+        """
+        height, width = dataset[0].clip.shape[-2:]
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if height % factor or width % factor:
+            raise InvalidArgumentError(
+                f"the frames are {height} x {width}; a VAE of {len(config.block_out_channels)} levels needs "
+                f"sides that are multiples of {factor}. Change data.size, or the number of block_out_channels."
+            )
+        return replace(config, sample_size=max(height, width))
 
     @classmethod
     def create(cls, config: Any) -> FrameCodecTask:
