@@ -10,5 +10,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 # The modules whose functions pass tensors along; user-facing ones check their arguments themselves.
-TENSOR_MODULES = ["classifier", "codecs", "conditioning", "diffusion", "metrics", "nn", "noise", "strategies", "video"]
+TENSOR_MODULES = [
+    "classifier",
+    "codecs",
+    "conditioning",
+    "diffusion",
+    "metrics",
+    "nn",
+    "noise",
+    "strategies",
+    "video",
+]
 install_import_hook([f"vidgen.{name}" for name in TENSOR_MODULES], "beartype.beartype")

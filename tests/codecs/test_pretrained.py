@@ -57,7 +57,8 @@ def test_nothing_there_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no hub id"):
         load_codec("./somewhere")
     (tmp_path / "unet").mkdir()
-    with pytest.raises(CheckpointError, match=r"no config\.json or vae/config\.json or codec/config\.json \(found: unet\)"):
+    looked = r"no config\.json or vae/config\.json or codec/config\.json \(found: unet\)"
+    with pytest.raises(CheckpointError, match=looked):
         load_codec(tmp_path)
     with pytest.raises(CheckpointError, match=r"no codec/config\.json"):
         load_codec(tmp_path, subfolder="codec")
