@@ -14,8 +14,8 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_clip import TEXTS, TINY, build, of_open_clip
 
+from tiny_clip import TEXTS, TINY, build, of_open_clip
 from vidgen.conditioning import OpenClipImageEncoder, OpenClipTextEncoder
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.weights import weight_hash

@@ -8,8 +8,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from tiny_clip import TINY, build, of_open_clip
 
+from tiny_clip import TINY, build, of_open_clip
 from vidgen.conditioning import OpenClipSource, OpenClipTextEncoder
 from vidgen.errors import CheckpointError, InvalidArgumentError
 
