@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,22 @@ def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float
     def evaluate(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
         return denoise(start, t, cond)
 
-    with FlopCounterMode(display=False) as counter:
+    # The counter hooks what needs gradients, and fails on views of it that have none here.
+    with _without_gradients(strategy), FlopCounterMode(display=False) as counter:
         strategy.answer(call, evaluate, start, cond)
     return float(counter.get_total_flops()) / 2  # PyTorch counts a multiplication and an addition as two
+
+
+@contextmanager
+def _without_gradients(strategy: Strategy) -> Iterator[None]:
+    needing = [p for p in strategy.parameters_of(*strategy.modules) if p.requires_grad]
+    for parameter in needing:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needing:
+            parameter.requires_grad_(True)
 
 
 def _macs_on_meta(strategy: Strategy, plan: Plan, request: Request) -> float:

@@ -181,6 +181,11 @@ class Strategy(Trainable):
     def defaults(self) -> Defaults:
         """What to generate where the caller leaves it open."""
 
+    def frame_rate(self, num_frames: int) -> float:
+        """Return the rate at which a video of ``num_frames`` frames plays where the caller names none."""
+        del num_frames
+        return self.defaults.fps
+
     @abstractmethod
     def plan(self, num_frames: int) -> Plan:
         """Return the default plan for ``num_frames`` frames **of latents**."""

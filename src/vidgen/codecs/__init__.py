@@ -2,6 +2,7 @@
 
 from vidgen.codecs.base import Codec, FrameCodec, FrameStream
 from vidgen.codecs.images import ImageCodec
+from vidgen.codecs.layouts import is_layout
 from vidgen.codecs.pixels import PixelCodec, measure
 from vidgen.codecs.pretrained import load_codec
 from vidgen.codecs.vae import VaeCodec
@@ -15,6 +16,7 @@ __all__ = [
     "PixelCodec",
     "VaeCodec",
     "VideoCodec",
+    "is_layout",
     "load_codec",
     "measure",
 ]

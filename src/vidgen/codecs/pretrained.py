@@ -15,6 +15,7 @@ from vidgen import plugins
 from vidgen.codecs.base import Codec
 from vidgen.codecs.files import CONFIG, class_name, read_module
 from vidgen.codecs.images import ImageCodec
+from vidgen.codecs.layouts import is_layout, untrained_codec
 from vidgen.codecs.pixels import PixelCodec
 from vidgen.codecs.vae import SETTINGS
 from vidgen.codecs.videos import VideoCodec
@@ -40,15 +41,18 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
         source: a folder saved by diffusers or by a codec's ``save_pretrained``, the folder of a
             diffusers pipeline (its ``vae`` is taken), of a checkpoint or a training run (its
             ``codec``), the name of a bundled model such as ``"shapes/codec"``, or a hub id such as
-            ``"owner/name"``, of which only the VAE's JSON files and safetensors are fetched.
+            ``"owner/name"``, of which only the VAE's JSON files and safetensors are fetched; or
+            ``"layout:kl-f8"``, an untrained VAE of a published layout, for costs.
         subfolder: the folder in ``source`` that holds the VAE.
 
     Within ``torch.device("meta")`` only configurations are read (and fetched).
 
     Raises:
         CheckpointError: nothing there, no access, or files that are missing, unsafe or damaged.
-        UnknownNameError: no codec serves the class that the configuration names.
+        UnknownNameError: no codec serves the class that the configuration names, or no such layout.
     """
+    if isinstance(source, str) and is_layout(source):
+        return untrained_codec(source)
     folder = _folder(source, subfolder)
     name = class_name(folder)
     if name not in KINDS:

@@ -13,6 +13,8 @@ from vidgen.shapes import KnownMask, Latents, Tokens
 
 __all__ = ["Conditioning", "guide"]
 
+_NEGATIVE = "negative:"
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
@@ -27,7 +29,8 @@ class Conditioning:
         clean: latents ``b c f h w`` of the given frames, zero elsewhere.
         replace: the solver itself overwrites the given frames at every step with their noised
             latents (Ho et al. 2022, section 3.1, the replacement method).
-        extras: what one strategy needs besides; each tensor leads with the batch.
+        extras: what one strategy needs besides; each tensor leads with the batch. One named
+            ``"negative:NAME"`` stands for ``NAME`` in the unconditional branch of guidance.
 
     Raises:
         InvalidArgumentError: tensors that disagree on the batch, ``known`` without ``clean`` or
@@ -104,11 +107,17 @@ class Conditioning:
 
     def negative(self) -> Conditioning:
         """The unconditional branch: the negative prompt instead of the prompt, unguided."""
-        return replace(self, tokens=self.negative_tokens, negative_tokens=None, guidance_scale=1.0)
+        own = {name.removeprefix(_NEGATIVE): x for name, x in self.extras.items() if name.startswith(_NEGATIVE)}
+        extras = self._plain_extras() | own
+        tokens = self.negative_tokens
+        return replace(self, tokens=tokens, negative_tokens=None, guidance_scale=1.0, extras=extras)
 
     def positive(self) -> Conditioning:
         """The conditional branch: the prompt, unguided."""
-        return replace(self, negative_tokens=None, guidance_scale=1.0)
+        return replace(self, negative_tokens=None, guidance_scale=1.0, extras=self._plain_extras())
+
+    def _plain_extras(self) -> dict[str, Tensor]:
+        return {name: x for name, x in self.extras.items() if not name.startswith(_NEGATIVE)}
 
     def _tensors(self) -> dict[str, Tensor]:
         own = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from diffusers import DDIMScheduler
 
-from vidgen.codecs import Codec, PixelCodec, load_codec, measure
+from vidgen.codecs import Codec, PixelCodec, is_layout, load_codec, measure
 from vidgen.conditioning import (
     ClassEncoder,
     OpenClipTextEncoder,
@@ -38,7 +38,8 @@ class ClipConfig:
             training run takes them from its data.
         window: latent frames of one call; None is a whole training clip.
         codec: folder or hub id of a diffusers VAE, per frame or compressing time, in whose latents the
-            networks work; None is pixels.
+            networks work; None is pixels. ``"layout:kl-f8"`` is an untrained VAE of that layout: it serves to
+            find out sizes and costs, and is not trained on.
         pretrained: a text-to-image model to start from, a folder of diffusers' layout or a bundled name: its
             UNet, and its VAE, noise process and closed-vocabulary text encoder where it has them and no
             other is named.
@@ -156,6 +157,18 @@ class ClipConfig:
                 "Leave classes out: training takes them from the data."
             )
         return tuple(dataset.classes)
+
+    def check_trainable(self) -> None:
+        """Refuse to train on latents that mean nothing.
+
+        Raises:
+            InvalidArgumentError: the codec is a layout without weights.
+        """
+        if is_layout(self.codec):
+            raise InvalidArgumentError(
+                f"codec is {self.codec!r}, an untrained VAE that serves to measure costs; expected trained "
+                "weights. Give the folder or hub id of a VAE of that layout: --set codec=PATH."
+            )
 
     def build_codec(self) -> Codec:
         """Return the codec of these settings; its weights are read, not made.

@@ -121,6 +121,7 @@ class DenoisingStrategy(Strategy):
             if name != "codec" and not getattr(module, "frozen", False)
         ]
         c: ClipConfig = self.config
+        c.check_trainable()
         return (
             DenoisingStage(
                 self, self.predict, learns, view=self.view, drop_text=c.drop_text, snr_gamma=c.snr_gamma

@@ -26,6 +26,7 @@ class UNetConfig(ClipConfig):
         layers_per_block: residual blocks per level.
         attention_levels: levels with spatial attention and cross-attention.
         head_dim: width of an attention head.
+        heads: attention heads of every level instead, as Stable Diffusion 1 has 8.
         text_width, text_layers: of a text encoder learnt with the model.
         pooled_text: also add the pooled prompt to the time embedding (Ho et al. 2022, section 3).
     """
@@ -34,6 +35,7 @@ class UNetConfig(ClipConfig):
     layers_per_block: int = 1
     attention_levels: tuple[int, ...] = (1,)
     head_dim: int = 32
+    heads: int | None = None
     text_width: int = 64
     text_layers: int = 2
     pooled_text: bool = True
@@ -75,6 +77,7 @@ class UNetConfig(ClipConfig):
             attention_levels=self.attention_levels,
             cross_attention_dim=text_width,
             head_dim=self.head_dim,
+            heads=self.heads,
             pooled_text=self.pooled_text,
         )
 

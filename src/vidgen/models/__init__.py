@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["shapes_classifier", "shapes_codec", "shapes_ldm"]
+__all__ = ["shapes_classifier", "shapes_codec", "shapes_ldm", "shapes_vdm"]
 
 _SHAPES = Path(__file__).parent / "shapes"
 
@@ -22,3 +22,8 @@ def shapes_classifier() -> Path:
 def shapes_ldm() -> Path:
     """The text-to-image model."""
     return _SHAPES / "ldm"
+
+
+def shapes_vdm() -> Path:
+    """The video model: 16 frames at once, longer videos in windows; inflated from the image model."""
+    return _SHAPES / "vdm"

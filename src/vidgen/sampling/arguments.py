@@ -17,7 +17,7 @@ from vidgen.devices import best_device
 from vidgen.diffusion import Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import seeds_from
-from vidgen.plans import Call, Plan
+from vidgen.plans import Call, Plan, Slot
 from vidgen.sampling.checks import checked_plain, checked_types, prompts_of
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import spans
@@ -126,7 +126,7 @@ class Arguments:
     video: Any = None
     mask: Any = None
     strength: float | None = None
-    pins: Mapping[int, Picture] | None = None
+    pins: Mapping[int | Slot, Picture] | None = None
     scheduler: Any = None
     eta: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Arguments:
         requests = self._requests(strategy, size, None if pictures.video is None else pictures.video.shape[1])
         first = requests[0]
         plan = self._plan(strategy, first.num_frames)
-        given = resolve_given(pictures, strategy, first, plan.video.name)
+        given = resolve_given(pictures, strategy, first, plan)
         if given.pins:
             plan = plan.with_pins(given.pins)
             strategy.accepts(plan)
@@ -196,11 +196,12 @@ class Arguments:
             raise InvalidArgumentError(f"guidance_scale is {scale}; expected a finite number.")
         if prompts == negatives and not embeds:
             scale = 1.0  # both branches are the same: guidance would cost double and change nothing
+        num_frames = _positive("num_frames", self.num_frames, video_frames or defaults.num_frames)
         shared: dict[str, Any] = {
-            "num_frames": _positive("num_frames", self.num_frames, video_frames or defaults.num_frames),
+            "num_frames": num_frames,
             "height": size[0],
             "width": size[1],
-            "fps": float(_positive("fps", self.fps, defaults.fps)),
+            "fps": float(_positive("fps", self.fps, strategy.frame_rate(num_frames))),
             "guidance_scale": float(scale),
             "options": self._options(strategy),
         }

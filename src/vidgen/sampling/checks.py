@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.plans import Plan
+from vidgen.plans import Plan, Slot
 
 __all__ = ["checked_call", "checked_plain", "checked_types", "prompts_of"]
 
@@ -26,7 +26,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "plan": (Plan, "a vidgen Plan"),
     "scheduler": ((str, SchedulerMixin), "a diffusers scheduler or its name"),
     "generator": ((torch.Generator, Sequence), "a torch.Generator, or one per video"),
-    "pins": (Mapping, "{frame: picture}"),
+    "pins": (Mapping, "{frame: picture} or {(level, frame): tensor}"),
 }
 
 
@@ -43,8 +43,15 @@ def checked_plain(given: Mapping[str, Any]) -> dict[str, Any]:
             raise _wrong("frames", given["frames"], "frames of the video, such as range(0, 8)")
         found["frames"] = tuple(_whole("frames", frame) for frame in given["frames"])
     if given["pins"] is not None:
-        found["pins"] = {_whole("a frame of pins", frame): x for frame, x in given["pins"].items()}
+        found["pins"] = {_place(key): x for key, x in given["pins"].items()}
     return found
+
+
+def _place(key: Any) -> int | Slot:
+    """Return what a pin is for: a frame, or a slot of the plan."""
+    if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
+        return key[0], _whole("a frame of pins", key[1])
+    return _whole("a frame of pins", key)
 
 
 def checked_types(given: Mapping[str, Any]) -> None:

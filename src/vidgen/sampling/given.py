@@ -15,6 +15,7 @@ from torch.nn import functional
 from vidgen.codecs import Codec
 from vidgen.conditioning import clip_of, mask_of, pixels_of
 from vidgen.errors import InvalidArgumentError
+from vidgen.plans import Plan, Slot
 from vidgen.strategy import Canvas, Request, Strategy
 
 __all__ = ["Given", "Picture", "Pictures", "clip_of_size", "resolve"]
@@ -33,7 +34,7 @@ class Pictures:
     video: Any = None
     mask: Any = None
     strength: float | None = None
-    pins: Mapping[int, Picture] | None = None
+    pins: Mapping[int | Slot, Picture] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,35 @@ class Given:
     strength: float = 1.0
 
 
-def resolve(pictures: Pictures, strategy: Strategy, request: Request, level: str) -> Given:
+def resolve(pictures: Pictures, strategy: Strategy, request: Request, plan: Plan) -> Given:
     """Encode what was given.
 
     Raises:
         InvalidArgumentError: arguments that contradict each other or do not fit the video.
     """
     _check(pictures, request)
+    level = plan.video.name
     given = _from_video(pictures, strategy, request, level)
     given.pins.update(_from_pictures(_by_frame(pictures, request), strategy, request, level))
+    given.pins.update(_from_tensors(pictures.pins or {}, strategy, request, plan))
     return given
+
+
+def _from_tensors(
+    pins: Mapping[int | Slot, Any], strategy: Strategy, request: Request, plan: Plan
+) -> dict[Slot, Tensor]:
+    """Return the slots that were given as they are."""
+    found: dict[Slot, Tensor] = {}
+    for slot, value in pins.items():
+        if not isinstance(slot, tuple):
+            continue
+        call = plan.producer(slot)  # refuses slots that the plan does not have
+        expected = None if call is None else strategy.slot_shape(call, request)
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or expected not in (None, got):
+            raise InvalidArgumentError(f"pins gives {slot} as {got}; expected a tensor (c, h, w) = {expected}.")
+        found[slot] = value.detach().float().cpu()
+    return found
 
 
 def clip_of_size(video: Any, size: tuple[int, int]) -> Tensor:
@@ -87,7 +107,7 @@ def _check(pictures: Pictures, request: Request) -> None:
 
 
 def _by_frame(pictures: Pictures, request: Request) -> dict[int, Picture]:
-    found = dict(pictures.pins or {})
+    found = {frame: x for frame, x in (pictures.pins or {}).items() if isinstance(frame, int)}
     for name, frame in (("image", 0), ("last_image", request.num_frames - 1)):
         picture = getattr(pictures, name)
         if picture is not None and frame in found:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vidgen import checkpoint
 from vidgen.errors import GenerationInterruptedError, UnknownNameError
-from vidgen.plans import Plan
+from vidgen.plans import Plan, Slot
 from vidgen.sampling.arguments import Arguments, Generation
 from vidgen.sampling.checks import checked_call
 from vidgen.sampling.cost import Cost, Pace
@@ -121,7 +121,7 @@ class Sampler:
         video: Any = None,
         mask: Any = None,
         strength: float | None = None,
-        pins: Mapping[int, Picture] | None = None,
+        pins: Mapping[int | Slot, Picture] | None = None,
         scheduler: Any = None,
         eta: float = 0.0,
         batch_size: int | None = None,
@@ -164,7 +164,8 @@ class Sampler:
                 frames that stay are conditions of the strategy; pixels that stay are held at every step.
             strength: in (0, 1]: share of the solver's steps taken from the noised ``video``; 1 starts from
                 noise. By default 0.8 for a whole video without a mask.
-            pins: given pictures in general, ``{frame: picture}``.
+            pins: given pictures in general, ``{frame: picture}``; or anything on the way that the strategy's
+                plan has a slot for, ``{(level, frame): tensor c h w}``, such as the feature of a whole video.
             scheduler: another diffusers scheduler of the same process, or its name.
             eta: share of fresh noise in every DDIM step, in [0, 1].
             batch_size: most (call, video) pairs answered at once; the result does not depend on it.

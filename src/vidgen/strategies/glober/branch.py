@@ -27,10 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import CrossAttention, checkpoint
 from vidgen.nn.residuals import StageSite, stage_sites
+from vidgen.nn.unet import token_width
 from vidgen.nn.zero import zeroed
 from vidgen.shapes import FrameBatch, Tokens
 
-__all__ = ["GlobalBranch", "GlobalFeature", "IndexVectors", "Residuals", "token_width"]
+__all__ = ["GlobalBranch", "GlobalFeature", "IndexVectors", "Residuals"]
 
 GlobalFeature = Float[Tensor, "b gc gh gw"]
 """``v`` of each video."""
@@ -339,8 +340,3 @@ def _check_sizes(sites: Mapping[str, Sequence[int]], layers: int, max_width: int
             f"a branch for {len(sites)} stages with layers={layers}, max_width={max_width}: give at least one "
             "of each (GlobalBranch.beside(unet) chooses the stages)."
         )
-
-
-def token_width(unet: UNet2DConditionModel) -> int:
-    """Return the features of a prompt's token that ``unet`` reads."""
-    return int(unet.config.encoder_hid_dim or unet.config.cross_attention_dim)

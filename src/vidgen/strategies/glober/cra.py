@@ -98,8 +98,12 @@ def generator_pairs(real: Two, synthetic: Estimates) -> Pairs:
 
 
 def judge(discriminator: nn.Module, pairs: Pairs) -> Logits:
-    """The discriminator's logits of pairs, all in one call."""
-    logits: Tensor = discriminator(pairs.flatten(0, 1))
+    """The discriminator's logits of pairs, all in one call, in float32 under mixed precision too.
+
+    PyTorch's bfloat16 convolutions over two frames have gradients that are not numbers on some CPUs.
+    """
+    with torch.autocast(pairs.device.type, enabled=False):
+        logits: Tensor = discriminator(pairs.float().flatten(0, 1))
     return logits.reshape(pairs.shape[:2])
 
 

@@ -6,7 +6,6 @@ the global feature ``v`` and the index of the frame, and adds to the outputs of 
 
 from __future__ import annotations
 
-import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import checkpoint, use_attend
 from vidgen.nn.residuals import StageResiduals, stage_sites
+from vidgen.nn.unet import check_takes_time_and_tokens, times_per_frame, token_width
 from vidgen.shapes import Latents, Tokens
-from vidgen.strategies.glober.branch import GlobalBranch, GlobalFeature, IndexVectors, Residuals, token_width
+from vidgen.strategies.glober.branch import GlobalBranch, GlobalFeature, IndexVectors, Residuals
 
 __all__ = ["FrameDecoder", "GlobalBranch", "Residuals"]
 
@@ -37,7 +37,7 @@ class FrameDecoder(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, branch: GlobalBranch) -> None:
         super().__init__()
-        _check_supported(unet)
+        check_takes_time_and_tokens(unet)
         _check_fit(unet, branch)
         self.unet, self.branch = unet, branch
         self.hooks = StageResiduals(unet, branch.config.sites)
@@ -86,7 +86,7 @@ class FrameDecoder(nn.Module):
         if tokens is None:
             tokens = x_t.new_zeros(batch, 1, token_width(self.unet))
         residuals = self._residuals(residuals, v, index, (height, width), tokens)
-        times = _per_frame(t, batch, frames, x_t.device)
+        times = times_per_frame(t, batch, frames, x_t.device)
         sample = rearrange(x_t, "b c f h w -> (b f) c h w")
         prompts = repeat(tokens.to(x_t.dtype), "b n d -> (b f) n d", f=frames)
         with self.hooks.given(residuals.flat()):
@@ -139,27 +139,3 @@ def _check_fit(unet: UNet2DConditionModel, branch: GlobalBranch) -> None:
                 f"{tuple(wanted)}, the UNet's {there.get(site, 'does not exist')}. Load both from one "
                 "checkpoint, or make a new branch with GlobalBranch.beside(unet)."
             )
-
-
-def _check_supported(unet: UNet2DConditionModel) -> None:
-    asked = [name for name in ("class_embed_type", "num_class_embeds") if unet.config.get(name) is not None]
-    if unet.config.get("addition_embed_type") not in (None, "text"):  # "text" pools the tokens themselves
-        asked.append("addition_embed_type")
-    if asked or not isinstance(unet.config.cross_attention_dim, int):
-        raise InvalidArgumentError(
-            "this UNet needs more than time and tokens, which a frame decoder is not given: "
-            f"{', '.join(asked) or 'several widths of cross_attention_dim'} in its config. Use one of Stable "
-            "Diffusion 1 or 2's layout, or build_unet(...)."
-        )
-
-
-def _per_frame(t: Tensor | float | int, batch: int, frames: int, device: torch.device) -> Tensor:
-    times = torch.as_tensor(t, device=device)
-    if times.ndim == 1:
-        times = times[:, None]
-    if times.ndim > 2 or (times.ndim == 2 and times.shape not in ((batch, 1), (batch, frames))):
-        raise InvalidArgumentError(
-            f"timesteps of shape {tuple(times.shape)} do not fit {batch} videos of {frames} frames; give a "
-            "scalar, one per video (b,), or one per frame (b, f)."
-        )
-    return times.expand(batch, frames)

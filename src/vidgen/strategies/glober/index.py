@@ -23,9 +23,11 @@ from __future__ import annotations
 import math
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
 
@@ -62,7 +64,7 @@ def neighbour_cosine(frames: int, scale: float, channels: int = 320) -> float:
     return float(torch.cos(scale / frames * _PERIOD**-steps).mean())
 
 
-class IndexEmbedding(nn.Module):
+class IndexEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
     """A normalised frame index as a vector: scale, sinusoid, and an MLP with SiLU (320 -> 1280 -> 1280).
 
     Args:
@@ -74,6 +76,7 @@ class IndexEmbedding(nn.Module):
         InvalidArgumentError: the sinusoid has no even number of channels, or the scale is not above 0.
     """
 
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, channels: int = 320, embedding_channels: int = 1280, scale: float = index_scale(16)
     ) -> None:
@@ -83,7 +86,6 @@ class IndexEmbedding(nn.Module):
                 f"an index embedding of {channels} channels with scale {scale} is not possible; channels come "
                 "in pairs of sine and cosine, and the scale is above 0 (see index_scale)."
             )
-        self.channels, self.scale = channels, scale
         self.mlp = TimestepEmbedding(channels, embedding_channels)
 
     def forward(self, indices: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
@@ -93,7 +95,7 @@ class IndexEmbedding(nn.Module):
 
     def waves(self, indices: Float[Tensor, " n"]) -> Float[Tensor, "n c"]:
         """Return what the MLP reads, in float32: cosines, then sines, as Stable Diffusion has them."""
-        scaled = indices.float() * self.scale
+        scaled = indices.float() * self.config.scale
         return get_timestep_embedding(  # type: ignore[no-any-return]  # diffusers: untyped
-            scaled, self.channels, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=_PERIOD
+            scaled, self.config.channels, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=_PERIOD
         )

@@ -198,6 +198,8 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
         )
         self.to_mean = nn.Conv2d(head_width, global_channels, 3, padding=1)
         self.to_logvar = zeroed(nn.Conv2d(head_width, global_channels, 3, padding=1))  # std starts at 1
+        # Only ever observes: v's scale is the encoder's own choice, and a generator needs to know it.
+        self.scale_of_v = nn.BatchNorm2d(global_channels, affine=False, momentum=0.01)
 
     @property
     def global_shape(self) -> tuple[int, int, int]:
@@ -227,6 +229,34 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
             hidden = stage(hidden, places) if isinstance(stage, _Block) else stage(hidden)
         hidden = self.head(hidden[:: places.shape[1]])  # the temporal split: slot 0 stays
         return Posterior(self.to_mean(hidden), self.to_logvar(hidden).clamp(*LOG_VARIANCES))
+
+    @torch.no_grad()
+    def observe(self, mean: Float[Tensor, "b c h w"]) -> None:
+        """Take note of the scale of ``v``, by running averages over training batches; else nothing changes."""
+        if self.training:
+            with torch.autocast(mean.device.type, enabled=False):
+                self.scale_of_v(mean.float())
+
+    def normalised(self, v: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return ``v`` with zero mean and unit variance per channel over the training data; float32.
+
+        What the generator makes, and what a canvas holds. The paper does not say how ``v`` is scaled; noise
+        schedules are made for unit variance.
+        """
+        mean, std = self._scale(v)
+        return (v.float() - mean) / std
+
+    def restored(self, normalised: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Undo ``normalised``: ``v`` as the decoder takes it."""
+        mean, std = self._scale(normalised)
+        return normalised.float() * std + mean
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self.scale_of_v.running_mean, self.scale_of_v.running_var
+        assert mean is not None
+        assert variance is not None
+        mean, std = mean.to(like.device, torch.float32), (variance.to(like.device, torch.float32) + 1e-8).sqrt()
+        return mean[:, None, None], std[:, None, None]
 
     def _check(self, latents: Tensor, indices: Tensor) -> None:
         _, channels, count, *size = latents.shape

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import Inflation, TemporalLayers, checkpoint
+from vidgen.nn.unet import check_takes_time_and_tokens, times_per_frame, token_width
 from vidgen.shapes import KnownMask, Latents, Tokens
 
 __all__ = ["MASK_CHANNELS", "VideoUNet"]
@@ -40,7 +41,7 @@ class VideoUNet(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, temporal: TemporalLayers | None = None) -> None:
         super().__init__()
-        _check_supported(unet)
+        check_takes_time_and_tokens(unet)
         self.unet = unet
         self.temporal = TemporalLayers.beside(unet) if temporal is None else temporal
         self.inflation = Inflation(self.unet, self.temporal)
@@ -76,7 +77,7 @@ class VideoUNet(nn.Module):
             known = torch.zeros(batch, frames, dtype=torch.bool, device=x_t.device)
         else:
             x_t = torch.where(rearrange(known, "b f -> b 1 f 1 1"), clean.to(x_t.dtype), x_t)
-        times = _per_frame(t, batch, frames, x_t.device).masked_fill(known, 0)
+        times = times_per_frame(t, batch, frames, x_t.device).masked_fill(known, 0)
         mask = known.to(x_t.dtype)[:, None, :, None, None].expand_as(x_t[:, :MASK_CHANNELS])
         sample = rearrange(torch.cat([x_t, mask], dim=1), "b c f h w -> (b f) c h w")
         prompts = repeat(self._tokens(tokens, x_t), "b n d -> (b f) n d", f=frames)
@@ -102,7 +103,7 @@ class VideoUNet(nn.Module):
 
     def _tokens(self, tokens: Tensor | None, x_t: Tensor) -> Tensor:
         if tokens is None:
-            return x_t.new_zeros(x_t.shape[0], 1, _token_width(self.unet))
+            return x_t.new_zeros(x_t.shape[0], 1, token_width(self.unet))
         return tokens.to(x_t.dtype)
 
     def _check(self, x_t: Tensor, known: Tensor | None, clean: Tensor | None) -> None:
@@ -119,31 +120,3 @@ class VideoUNet(nn.Module):
             )
         if (known is None) != (clean is None):
             raise InvalidArgumentError("give `known` and `clean` together, or neither.")
-
-
-def _per_frame(t: Tensor | float | int, batch: int, frames: int, device: torch.device) -> Tensor:
-    times = torch.as_tensor(t, device=device)
-    if times.ndim == 1:
-        times = times[:, None]
-    if times.ndim > 2 or (times.ndim == 2 and times.shape not in ((batch, 1), (batch, frames))):
-        raise InvalidArgumentError(
-            f"timesteps of shape {tuple(times.shape)} do not fit {batch} clips of {frames} frames; "
-            "give a scalar, one per clip (b,), or one per frame (b, f)."
-        )
-    return times.expand(batch, frames)
-
-
-def _token_width(unet: UNet2DConditionModel) -> int:
-    return int(unet.config.encoder_hid_dim or unet.config.cross_attention_dim)
-
-
-def _check_supported(unet: UNet2DConditionModel) -> None:
-    asked = [name for name in ("class_embed_type", "num_class_embeds") if unet.config.get(name) is not None]
-    if unet.config.get("addition_embed_type") not in (None, "text"):  # "text" pools the tokens themselves
-        asked.append("addition_embed_type")
-    if asked or not isinstance(unet.config.cross_attention_dim, int):
-        raise InvalidArgumentError(
-            "this UNet needs more than time and tokens, which a VideoUNet is not given: "
-            f"{', '.join(asked) or 'several widths of cross_attention_dim'} in its config. Use one "
-            "of Stable Diffusion 1 or 2's layout, or build_unet(...)."
-        )

@@ -1,0 +1,210 @@
+"""Named recipes of GLOBER: the paper's, and those of the shapes data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.strategies.glober.config import GLOBERConfig
+from vidgen.video.dataset import DataConfig
+
+__all__ = [
+    "shapes",
+    "sky_128_frames",
+    "sky_256",
+    "taichi_128",
+    "tiny",
+    "ucf101_128",
+    "ucf101_256",
+    "webvid_256",
+]
+
+
+def tiny() -> Recipe:
+    """Minutes on two CPU cores: 32 x 32 clips of 16 frames, every part there."""
+    return Recipe(
+        strategy="glober",
+        model=GLOBERConfig(
+            patch=4,
+            widths=(32, 64),
+            head_dim=16,
+            text_width=32,
+            text_layers=1,
+            encoder_widths=(32, 64),
+            encoder_head_dim=16,
+            index_channels=32,
+            index_dim=64,
+            generator_width=64,
+            generator_depth=2,
+            generator_heads=4,
+            generator_pooled_text=True,
+            discriminator_width=32,
+            discriminator_multipliers=(1, 1),
+            cra_warmup_steps=100,
+            # A patch has more numbers than the network is wide: clean pixels pass through it, noise does not.
+            prediction_type="sample",
+            guidance_scale=2.0,
+            global_guidance_scale=2.0,
+        ),
+        data=DataConfig(clip_length=16, size=32),
+        training=TrainingConfig(
+            steps=800,
+            batch_size=16,
+            learning_rate=2e-3,
+            lr_schedule="cosine",
+            warmup_steps=50,
+            ema_decay=0.99,
+            checkpoint_every=200,
+        ),
+    )
+
+
+def shapes() -> Recipe:
+    """The bundled ``shapes/glober``: 16 frames of 64 x 64, decoded by the image model ``shapes/ldm``."""
+    return Recipe(
+        strategy="glober",
+        model=GLOBERConfig(
+            pretrained="shapes/ldm",
+            encoder_widths=(64, 96),
+            encoder_head_dim=32,
+            index_channels=64,
+            index_dim=192,
+            branch_layers=2,
+            generator_width=192,
+            generator_depth=6,
+            generator_heads=6,
+            generator_pooled_text=True,
+            discriminator_width=48,
+            discriminator_multipliers=(1, 2),
+            cra_gate=3.0,
+            cra_warmup_steps=1000,
+            drop_text=0.1,
+            # The prompt says what v says: told half the time, the decoder learns to listen to v.
+            drop_text_frames=0.5,
+            guidance_scale=1.5,
+            global_guidance_scale=3.0,
+            num_inference_steps=25,
+        ),
+        data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
+        training=TrainingConfig(
+            steps=8000,
+            batch_size=16,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            warmup_steps=200,
+            ema_decay=0.999,
+            mixed_precision="bf16",
+            cache_latents=True,
+            checkpoint_every=500,
+            log_every=50,
+        ),
+    )
+
+
+def ucf101_256() -> Recipe:
+    """UCF-101 at 256 x 256, 16 frames (GLOBER section 4.1, Table 11).
+
+    The paper's batch is 40 for each of 8 GPUs in the first stage and 32 in the second, of 80,000 and 200,000
+    steps; here both stages have one batch and one number of steps. Its captions are the classes' names, or "A
+    video of a person" for all. Name trained parts: ``--set codec=PATH`` or, with Stable Diffusion 1's UNet,
+    ``--set pretrained=PATH``.
+    """
+    return Recipe(
+        strategy="glober",
+        model=_paper(),
+        data=DataConfig("ucf101", clip_length=16, size=256, flip=True),
+        training=TrainingConfig(
+            steps=80_000,
+            batch_size=320,
+            micro_batch_size=40,
+            learning_rate=1e-5,
+            mixed_precision="bf16",
+            gradient_checkpointing=True,
+            num_workers=8,
+            checkpoint_every=2000,
+        ),
+    )
+
+
+def ucf101_128() -> Recipe:
+    """UCF-101 at 128 x 128: a codec of factor 4 with 3 channels has latents of 32 x 32 too (section 4.1)."""
+    return _variant("ucf101", size=128)
+
+
+def sky_256() -> Recipe:
+    """Sky Time-lapse at 256 x 256: the smaller generator (Table 11), frames guided by 3."""
+    return _variant("sky_timelapse", size=256, small=True, rate=1e-4, steps=40_000, batch=256, guidance=3.0)
+
+
+def taichi_128() -> Recipe:
+    """TaiChi-HD at 128 x 128 (Table 11)."""
+    return _variant("taichi_hd", size=128, small=True, rate=5e-5, steps=40_000, batch=256, guidance=3.0)
+
+
+def webvid_256() -> Recipe:
+    """WebVid-10M at 256 x 256, captioned; the paper publishes no other settings for it than UCF-101's."""
+    return _variant("webvid", size=256)
+
+
+def sky_128_frames() -> Recipe:
+    """Videos of 128 frames (appendix C): the same networks, with the index scaled to 128 frames.
+
+    The paper does not say how many keyframes long videos have; 16 are 8.5 frames apart.
+    """
+    recipe = sky_256()
+    model = replace(recipe.model, sample_frames=128, window=32, keyframes=16)
+    return replace(recipe, model=model, data=replace(recipe.data, clip_length=128))
+
+
+def _paper() -> GLOBERConfig:
+    """Table 11, with Stable Diffusion 1's UNet and text encoder and an untrained VAE of its layout."""
+    return GLOBERConfig(
+        sample_size=(256, 256),
+        codec="layout:kl-f8",
+        text="open_clip",
+        text_model="ViT-L-14-quickgelu",
+        text_pretrained="openai",
+        widths=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        attention_levels=(0, 1, 2),
+        heads=8,
+        pooled_text=False,
+        prediction_type="epsilon",
+        beta_schedule="scaled_linear",
+        encoder_widths=(320, 640),
+        encoder_blocks=2,
+        encoder_head_dim=64,
+        index_channels=320,
+        index_dim=1280,
+        generator_width=1152,
+        generator_depth=28,
+        generator_heads=16,
+        discriminator_width=256,
+        discriminator_multipliers=(1, 1, 2, 2, 2),
+        discriminator_full_levels=(1, 2, 3, 4),
+        guidance_scale=6.0,
+        global_guidance_scale=9.0,
+    )
+
+
+def _variant(
+    path: str,
+    *,
+    size: int,
+    small: bool = False,
+    rate: float = 1e-5,
+    steps: int = 80_000,
+    batch: int = 320,
+    guidance: float = 6.0,
+) -> Recipe:
+    """Return ``ucf101_256`` with another dataset's settings."""
+    base = ucf101_256()
+    model = replace(base.model, sample_size=(size, size), guidance_scale=guidance)
+    if size == 128:
+        model = replace(model, codec="layout:kl-f4")
+    if small:
+        model = replace(model, generator_width=1024, generator_depth=20)
+    training = replace(
+        base.training, learning_rate=rate, steps=steps, batch_size=batch, micro_batch_size=batch // 8
+    )
+    return replace(base, model=model, data=replace(base.data, path=path, size=size), training=training)

@@ -1,0 +1,211 @@
+"""GLOBER as a strategy: ``v`` first, then the frames in independent chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from jaxtyping import Float
+from torch import Tensor
+
+from vidgen.codecs import ImageCodec, PixelCodec
+from vidgen.conditioning import Conditioning, clip_of, guide
+from vidgen.denoising import DenoisingStrategy
+from vidgen.diffusion import Denoiser
+from vidgen.errors import InvalidArgumentError, PlanError
+from vidgen.plans import Call, Plan, chunks
+from vidgen.shapes import Latents
+from vidgen.strategies.glober.branch import GlobalBranch, Residuals
+from vidgen.strategies.glober.config import GLOBERConfig, GLOBEROptions
+from vidgen.strategies.glober.decoder import FrameDecoder
+from vidgen.strategies.glober.discriminator import PairDiscriminator
+from vidgen.strategies.glober.generator import GlobalGenerator
+from vidgen.strategies.glober.index import IndexEmbedding
+from vidgen.strategies.glober.stages import AutoencoderStage, GeneratorStage
+from vidgen.strategies.glober.video_encoder import Posterior, VideoEncoder, keyframes
+from vidgen.strategy import Canvas, Request
+from vidgen.trainable import Stage
+
+__all__ = ["GLOBAL", "GLOBER"]
+
+GLOBAL = "global"
+"""The level of ``v``, whose one slot is ``("global", 0)``."""
+
+
+class GLOBER(DenoisingStrategy):
+    """A global feature ``v`` of the whole video, and frames that are each denoised from it alone.
+
+    ``v`` stands for a clip as long as the training clips, and frame ``i`` of ``n`` is the one at ``i / n`` of
+    it: more frames are the same clip at a higher rate, and any frames can be had alone. ``encode`` finds the
+    ``v`` of a given video; ``pins={("global", 0): v}`` renders it.
+
+    Components: ``codec``, ``text_encoder``, ``unet`` (a plain 2D UNet), ``branch`` and ``index`` (what it is
+    added of ``v`` and of frame indices), ``video_encoder``, ``generator`` (of ``v``) and ``discriminator`` (in
+    training only). Source: Sun et al. 2023, GLOBER.
+    """
+
+    name = "glober"
+    Config = GLOBERConfig
+    Options = GLOBEROptions
+    component_types: ClassVar[dict[str, tuple[type, ...]]] = {
+        **DenoisingStrategy.component_types,
+        "codec": (PixelCodec, ImageCodec),  # every frame has its own latent
+        "unet": (UNet2DConditionModel,),
+        "branch": (GlobalBranch,),
+        "index": (IndexEmbedding,),
+        "video_encoder": (VideoEncoder,),
+        "generator": (GlobalGenerator,),
+        "discriminator": (PairDiscriminator,),
+    }
+    stride = None
+    config: GLOBERConfig
+
+    def __init__(self, config: GLOBERConfig, modules: Mapping[str, Any], scheduler: SchedulerMixin) -> None:
+        super().__init__(config, modules, scheduler)
+        self.decoder = FrameDecoder(modules["unet"], modules["branch"])
+        self.index: IndexEmbedding = modules["index"]
+        self.video_encoder: VideoEncoder = modules["video_encoder"]
+        self.generator: GlobalGenerator = modules["generator"]
+
+    @classmethod
+    def create(cls, config: GLOBERConfig) -> GLOBER:
+        """See ``Strategy.create``."""
+        keyframes(config.sample_frames, config.keyframes)  # refuses what is not possible
+        codec = config.build_codec()
+        text = config.build_text_encoder(config.token_width, config.text_layers)
+        unet = config.build_unet(codec, text.width)
+        branch = GlobalBranch.beside(
+            unet,
+            config.global_channels,
+            config.index_dim,
+            layers=config.branch_layers,
+            max_width=config.branch_width,
+            text=config.branch_text,
+        )
+        modules = {
+            "codec": codec,
+            "text_encoder": text,
+            "unet": unet,
+            "branch": branch,
+            "index": config.build_index(),
+            "video_encoder": config.build_video_encoder(codec),
+            "generator": config.build_generator(text.width),
+            "discriminator": config.build_discriminator(codec),
+        }
+        return cls(config, modules, config.build_scheduler())
+
+    def plan(self, num_frames: int) -> Plan:
+        """``v``, then chunks of frames, each given ``v`` alone: any other chunks give the same frames."""
+        return chunks(num_frames, self.window, root=GLOBAL)
+
+    def accepts(self, plan: Plan) -> None:
+        """One call makes ``v``; every other one is frames of the video given ``v`` and nothing else."""
+        for call in plan.calls:
+            if call.level == GLOBAL:
+                fits = call.frames == (0,) and not call.given
+            else:
+                fits = call.level == plan.video.name and call.given == ((GLOBAL, 0),)
+            if not fits:
+                raise PlanError(
+                    f"call {call.id!r} makes {list(call.emits)[:3]} from {list(call.given)[:3]}; glober makes "
+                    f"('{GLOBAL}', 0) from nothing and frames of the video from it alone, any number at a "
+                    "time (chunks(n, window, root='global')). Frames know nothing of given pictures: encode a "
+                    "video instead, v = strategy.encode(video), and give pins={('global', 0): v}."
+                )
+
+    def frame_rate(self, num_frames: int) -> float:
+        """A clip lasts as long as those of the training, however many frames are made of it."""
+        return self.config.sample_fps * num_frames / self.config.sample_frames
+
+    def slot_shape(self, call: Call, request: Request) -> tuple[int, int, int]:
+        """The shape of ``v``, or of a latent frame."""
+        return self.video_encoder.global_shape if call.level == GLOBAL else super().slot_shape(call, request)
+
+    def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:
+        """The prompt; for frames also what the branch adds, computed once for all steps of the solver.
+
+        Raises:
+            InvalidArgumentError: several prompts for one ``v``, or frames of another size than ``v`` was
+                trained with.
+        """
+        tokens, negative = self.tokens(call, request)
+        if call.level == GLOBAL:
+            return Conditioning(tokens, negative, self._global_scale(request))
+        v = self.video_encoder.restored(canvas[GLOBAL, 0][None].to(self.device, torch.float32))
+        indices = torch.tensor(call.frames, device=self.device) / request.num_frames
+        _, h, w = self.slot_shape(call, request)
+        vectors = self.index(indices)[None]
+        extras = self.decoder.features(v, vectors, (h, w), tokens).to_extras()
+        if self.decoder.branch.reads_text and request.guidance_scale != 1:
+            other = self.decoder.features(v, vectors, (h, w), negative).to_extras()
+            extras |= {f"negative:{name}": tensor for name, tensor in other.items()}
+        return Conditioning(tokens, negative, request.guidance_scale, extras=extras)
+
+    def _global_scale(self, request: Request) -> float:
+        if not isinstance(request.prompt, str) and len(set(request.prompt.values())) > 1:
+            raise InvalidArgumentError(
+                f"prompt has {len(request.prompt)} texts by frame; glober makes one v for the whole video, so "
+                "one prompt. Give one text."
+            )
+        if request.prompt_embeds is None and request.prompt_at(0) == request.negative_prompt:
+            return 1.0  # both branches are the same
+        chosen = request.options.global_guidance_scale if request.options is not None else None
+        return float(self.config.global_guidance_scale if chosen is None else chosen)
+
+    def denoiser(self, call: Call) -> Denoiser:
+        """The generator for ``v``, the decoder for frames, under guidance."""
+        if call.level != GLOBAL:
+            return super().denoiser(call)
+
+        def unguided(x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
+            return self.predict_global(x_t.to(self.dtype), t, cond.to(dtype=self.dtype)).float()
+
+        return partial(guide, unguided)
+
+    def predict(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
+        """Ask the decoder, without guidance."""
+        return self.decoder(x_t, t, cond.tokens, Residuals.from_extras(cond.extras))  # type: ignore[no-any-return]
+
+    def predict_global(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
+        """Ask the generator, without guidance; ``v`` is a clip of one frame, ``b c 1 h w``."""
+        assert cond.tokens is not None
+        return self.generator(x_t[:, :, 0], t, cond.tokens)[:, :, None]  # type: ignore[no-any-return]
+
+    def posterior(self, latents: Latents, num_frames: int) -> Posterior:
+        """Return the distribution of ``v``, given the keyframes of clips of ``num_frames`` frames.
+
+        Raises:
+            InvalidArgumentError: not as many keyframes as the configuration says.
+        """
+        chosen = keyframes(num_frames, self.config.keyframes)
+        indices = torch.tensor(chosen, device=latents.device) / num_frames
+        return self.video_encoder(latents, indices)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def encode(self, video: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "c h w"]:
+        """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean.
+
+        The video may have any length from ``keyframes`` frames on; its whole is what ``v`` stands for.
+
+        Args:
+            video: a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w in [-1, 1].
+            size: height and width to scale and crop it to; by default the training clips'.
+
+        Raises:
+            InvalidArgumentError: fewer frames than keyframes, or another size than the encoder was made for.
+            VideoError: the file cannot be read.
+        """
+        clip: Tensor = clip_of(video, size or self.config.sample_size, "video", resize="crop")
+        chosen = keyframes(clip.shape[1], self.config.keyframes)
+        latents = self.codec.encode(clip[None, :, list(chosen)].to(self.device))
+        mean = self.posterior(latents.to(self.dtype), clip.shape[1]).mean
+        return self.video_encoder.normalised(mean.float())[0].cpu()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The auto-encoder with its discriminator, then the generator on the encoder's means."""
+        self.config.check_trainable()
+        return AutoencoderStage(self), GeneratorStage(self)
