@@ -1,4 +1,5 @@
-# make demo   create the environment, install, train on real mp4 files, generate a longer video
+# make demo   create the environment, install, make videos of prompts with the bundled video model
+# make train  the same, but train a model first, on your own clips or on mp4 files that it makes itself
 # make test   create the environment, install the dev extra, run the fast tests
 # make check  lint, format, types, layers, then make test
 
@@ -6,17 +7,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 SRC := $(CURDIR)/pyproject.toml Makefile
 
-# Your own clips: make demo DATA=~/clips RUN=runs/mine OUT=mine.mp4   (and PROMPT="..." if they have captions)
+# Your own clips: make train DATA=~/clips RUN=runs/mine OUT=mine.mp4   (and PROMPT="..." if they have captions)
 DATA ?= demo/clips
 RUN ?= demo/run
 PROMPT ?= $(if $(filter demo/clips,$(DATA)),a red circle moves left)
-OUT ?= demo/video.mp4
+OUT ?= demo/trained.mp4
 FRAMES ?= 64
 
 # Waiting threads spin for microseconds, not milliseconds: on a busy machine two spinning threads lose to one.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo test test-slow check lint clean
+.PHONY: demo train test test-slow check lint clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,10 +32,20 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@ .venv/installed
 
+demo: .venv/installed
+	$(BIN)/vidgen generate shapes/vdm "a red circle moves left" --seed 0 --out demo/video.mp4 --sheet demo/video.png
+	@echo "the first video is in demo/video.mp4; now one of each of six prompts, then one of 64 frames"
+	$(BIN)/vidgen generate shapes/vdm "a red circle moves left" "a blue square moves up" \
+		"a green triangle moves right" "a yellow circle bounces" "a cyan square moves in a circle" \
+		"a magenta triangle stays still" --seed 0 --out demo/videos.mp4 --sheet demo/videos.png
+	$(BIN)/vidgen generate shapes/vdm "a red circle moves left" --num-frames 64 --seed 0 \
+		--out demo/long.mp4 --sheet demo/long.png --sheet-columns 16
+	@echo "look into demo/: video.mp4, videos-000.mp4 to videos-005.mp4, long.mp4, and a contact sheet of each"
+
 demo/clips: | .venv/installed
 	$(BIN)/vidgen data make shapes $@ --count 96 --num-frames 64
 
-demo: .venv/installed | $(filter demo/clips,$(DATA))
+train: .venv/installed | $(filter demo/clips,$(DATA))
 	$(BIN)/vidgen train vdm --recipe tiny --data "$(DATA)" --out "$(RUN)"
 	$(BIN)/vidgen generate "$(RUN)" "$(PROMPT)" --num-frames $(FRAMES) --seed 0 --out "$(OUT)"
 	@echo "the video is in $(OUT)"

@@ -1,8 +1,10 @@
 """How the Frechet distance on the classifier's features reacts to damage, beside its null.
 
 Run ``python benchmarks/corruptions.py --out benchmarks/results/corruptions.json``. One set of clean videos is
-held against others of the same size: clean ones (the null, several times), and one that is damaged in every way
-and at every level. The same distance on frame features averaged over time is the control that is blind to time.
+held against others of the same size: clean ones (the nulls), and one that is damaged in every way and at every
+level. Distances are reported over the mean of the nulls; damage that no metric may react to (a control) also by
+how many standard deviations of the nulls it lies from their mean. The same distance on frame features averaged
+over time is the control that is blind to time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from vidgen.weights import weight_hash
 
 BATCH = 16
 MODES = "dropped colours"
+INSIDE = 2.0  # standard deviations of the nulls above their mean that a control may have
+Pair = tuple[float, float]
+"""A distance, and that of the control that is blind to time."""
 
 
 class Judge:
@@ -52,8 +57,7 @@ class Judge:
         return found
 
 
-def distances(one: Sequence[Statistics], other: Sequence[Statistics]) -> tuple[float, float]:
-    """The distance, and that of the blind control."""
+def distances(one: Sequence[Statistics], other: Sequence[Statistics]) -> Pair:
     first, second = (frechet_distance(a, b) for a, b in zip(one, other, strict=True))
     return first, second
 
@@ -73,7 +77,19 @@ def of_colours(data: ShapesDataset, kept: Sequence[str], first: int) -> Iterator
     return (index for index in count(first) if data.scene(index).specs[0].colour in kept)
 
 
-def row(found: tuple[float, float], null: tuple[float, float], level: float) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and range of the nulls."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "min": min(values),
+        "max": max(values),
+        "values": list(values),
+    }
+
+
+def row(found: Pair, null: Pair, level: float) -> dict[str, float]:
+    """The distances, and what they are over the nulls' means ``null``."""
     return {
         "level": level,
         "distance": found[0],
@@ -83,12 +99,21 @@ def row(found: tuple[float, float], null: tuple[float, float], level: float) -> 
     }
 
 
-def summary(rows: list[dict[str, float]], null: tuple[float, float], **more: Any) -> dict[str, Any]:
-    """The rows of one corruption, with the rank correlation over its levels, level 0 being the null."""
+def control(rows: list[dict[str, float]], null: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The row of a control, and where it lies among the nulls.
+
+    Below their mean is no damage, however far: the set may just lie near.
+    """
+    z = (rows[0]["distance"] - null["mean"]) / null["std"]
+    return {**more, "z": round(z, 2), "inside_null": z <= INSIDE, "levels": rows}
+
+
+def summary(rows: list[dict[str, float]], undamaged: Pair, **more: Any) -> dict[str, Any]:
+    """The rows of one corruption, with the rank correlation over its levels, 0 being the undamaged set."""
     levels = [0.0, *(each["level"] for each in rows)]
     of = {"rank_correlation": "distance", "blind_rank_correlation": "blind_distance"}
     found = {
-        name: round(rank_correlation(levels, [null[i], *(each[key] for each in rows)]), 3)
+        name: round(rank_correlation(levels, [undamaged[i], *(each[key] for each in rows)]), 3)
         for i, (name, key) in enumerate(of.items())
     }
     return {**more, **found, "severe_over_null": rows[-1]["over_null"], "levels": rows}
@@ -98,30 +123,30 @@ def measure(network: ShapesClassifier, number: int, frames: int, nulls: int) -> 
     data = ShapesDataset((nulls + 2 + len(COLOURS)) * number * 2, num_frames=frames, split="test")
     judge = Judge(network)
     real = judge(videos_of(data, range(number)))
+    other = videos_of(data, range(number, 2 * number))
+    undamaged = distances(real, judge(other))
     clean = [
         distances(real, judge(videos_of(data, range((k + 2) * number, (k + 3) * number)))) for k in range(nulls)
     ]
-    other = videos_of(data, range(number, 2 * number))
-    null = distances(real, judge(other))
-    values = [null[0], *(found[0] for found in clean)]
-    result: dict[str, Any] = {
-        "null": {"distance": null[0], "blind_distance": null[1], "values": values},
-        "identical": frechet_distance(real[0], real[0]),
-    }
+    null, blind = (spread(values) for values in zip(*clean, strict=True))
+    means = (null["mean"], blind["mean"])
     damaged: dict[str, Any] = {}
     for name, kind in CORRUPTIONS.items():
-        rows = [row(distances(real, judge(other, name, level)), null, level) for level in kind.levels]
+        rows = [row(distances(real, judge(other, name, level)), means, level) for level in kind.levels]
         more = {"unit": kind.unit, "control": kind.control}
-        damaged[name] = {**more, "levels": rows} if kind.control else summary(rows, null, **more)
-        if kind.control:
-            # At most the largest null; below the smallest is no damage either: these are the same videos.
-            damaged[name]["inside_null"] = rows[0]["distance"] <= max(values)
+        damaged[name] = control(rows, null, **more) if kind.control else summary(rows, undamaged, **more)
     rows = []
     for dropped in range(1, len(COLOURS)):
         chosen = list(islice(of_colours(data, kept_colours(dropped), number), number))
-        rows.append(row(distances(real, judge(videos_of(data, chosen))), null, dropped))
-    damaged[MODES] = summary(rows, null, unit=f"of {len(COLOURS)}", control=False)
-    return {**result, "corruptions": damaged}
+        rows.append(row(distances(real, judge(videos_of(data, chosen))), means, dropped))
+    damaged[MODES] = summary(rows, undamaged, unit=f"of {len(COLOURS)}", control=False)
+    return {
+        "null": null,
+        "blind_null": blind,
+        "undamaged": row(undamaged, means, 0.0),
+        "identical": frechet_distance(real[0], real[0]),
+        "corruptions": damaged,
+    }
 
 
 def main() -> None:
@@ -129,9 +154,11 @@ def main() -> None:
     parser.add_argument("--source", default="shapes/classifier", help="folder or bundled name")
     parser.add_argument("--videos", type=int, default=512, help="of each set")
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--nulls", type=int, default=4, help="clean sets besides the one that is damaged")
+    parser.add_argument("--nulls", type=int, default=8, help="clean sets that give the null, 2 or more")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.nulls < 2:
+        parser.error(f"--nulls {options.nulls}: a standard deviation needs 2 or more")
     network = load_classifier(options.source)
     settings = {"videos": options.videos, "frames": options.frames, "weights": weight_hash(network)}
     head = record.header("corruptions", record.cpu(), "float32", **settings)

@@ -34,24 +34,31 @@ def rows() -> list[tuple[str, str]]:
 def damage() -> list[str]:
     """What damage does to the bundled Frechet distance, a line for each kind."""
     found = load("corruptions")
-    null, clean = found["null"]["distance"], found["null"]["values"]
+    null = found["null"]
     lines = [
         "",
         f"Damage to {found['videos']} videos of {found['frames']} frames, as the Frechet distance on the "
-        f"bundled classifier's features sees it, over its null ({null:.3g}; clean sets of that size gave "
-        f"{min(clean):.3g} to {max(clean):.3g}), and, in brackets, as a control sees it that averages frame "
-        "features over time:",
+        f"bundled classifier's features sees it, over its null, and, in brackets, as a control sees it that "
+        f"averages frame features over time. The null is the mean of {len(null['values'])} clean sets of that "
+        f"size, {null['mean']:.3g} (standard deviation {null['std']:.2g}, {null['min']:.3g} to "
+        f"{null['max']:.3g}); the set that is damaged has {found['undamaged']['distance']:.3g} before it is. "
+        "z is how many standard deviations of the nulls a control lies above their mean:",
         "",
-        "| damage | unit | levels | distance over null | rank correlation |",
+        "| damage | unit | levels | distance over null | rank correlation, or z |",
         "|---|---|---|---|---|",
     ]
     for name, kind in found["corruptions"].items():
         levels = ", ".join(f"{row['level']:g}" for row in kind["levels"])
         over = ", ".join(f"{row['over_null']:.2f} ({row['blind_over_null']:.2f})" for row in kind["levels"])
-        inside = "control, inside the null" if kind.get("inside_null") else "control, outside the null"
-        rank = inside if kind["control"] else f"{kind['rank_correlation']:.2f}"
-        lines.append(f"| {name} | {kind['unit']} | {levels} | {over} | {rank} |")
+        lines.append(f"| {name} | {kind['unit']} | {levels} | {over} | {verdict(kind)} |")
     return lines
+
+
+def verdict(kind: dict) -> str:
+    """How well distances follow the levels of damage, or how far a control is from the nulls."""
+    if not kind["control"]:
+        return f"{kind['rank_correlation']:.2f}"
+    return f"control, {'inside' if kind['inside_null'] else 'outside'} the null (z = {kind['z']:.1f})"
 
 
 def main() -> None:

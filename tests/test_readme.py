@@ -1,8 +1,9 @@
-"""The README's Python blocks run as they stand, on a small model and small numbers."""
+"""The README's Python blocks run as they stand, on a small model; what it points to is there."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from vidgen.video import Video
 from vidgen.video.export import write_folder
 from vidgen.video.synthetic import ShapesDataset
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -53,3 +55,21 @@ def test_training_block(place):
     code = BLOCKS[1].replace("steps=5000", "steps=1, batch_size=1").replace("runs/mine", "runs/other")
     exec(compile(code, "README", "exec"), {})
     assert checkpoint.find_checkpoint("runs/other").is_dir()
+
+
+def test_files_that_it_points_to_are_there():
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    assert len(targets) > 5
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands that make videos with the bundled video model, word by word."""
+    lines = text.replace("\\\n", " ").replace("$(BIN)/", "").splitlines()
+    return [shlex.split(line) for line in lines if line.strip().startswith("vidgen generate shapes/vdm")]
+
+
+def test_pictures_are_made_by_the_commands_shown_which_are_those_of_the_demo():
+    shown, demo = commands(README), commands((ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(shown) == 2
+    assert shown == demo[1:]  # after the first video, which comes at once

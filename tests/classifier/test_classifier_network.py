@@ -10,10 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 from vidgen import plugins
+from vidgen.classifier.corruptions import relight, shift
 from vidgen.classifier.loading import BUNDLED, load_classifier
-from vidgen.classifier.network import FEATURES, Grain, HarmonicPool, Reading, ShapesClassifier
+from vidgen.classifier.network import (
+    FEATURES,
+    LIGHT_FLOOR,
+    Grain,
+    HarmonicPool,
+    Reading,
+    ShapesClassifier,
+    unsteadiness,
+)
 from vidgen.classifier.targets import NAMES, decode_noise, decode_positions, encode_positions
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.video.scene import MOTIONS
+from vidgen.video.synthetic import ShapesDataset
+from vidgen.video.transforms import to_clip
 from vidgen.weights import WEIGHTS
 
 
@@ -122,6 +134,65 @@ def test_grain_tells_the_strength_of_noise_on_even_ground_of_any_colour():
     # Four times the noise: the logarithms grow by log 4, halved, where noise is well above the floor.
     grown = grain(even + 40 * noise) - grain(10 * noise)
     torch.testing.assert_close(grown, torch.full((1, 8), math.log(4) / 2), atol=0.02, rtol=0)
+
+
+def test_constant_light_is_steady_also_in_the_dark():
+    still = torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    still = torch.cat([still, -torch.ones(1, 3, 1, 16, 16)]).expand(-1, -1, 9, -1, -1)
+    torch.testing.assert_close(unsteadiness(still), torch.full((3, 3), 4e-3), atol=1e-3, rtol=0)
+
+
+def test_unsteadiness_of_known_gains_is_four_times_the_deviation_of_their_logarithms():
+    generator = torch.Generator().manual_seed(4)
+    gain = torch.rand(2, 12, generator=generator, dtype=torch.float64) * 0.5 + 0.25
+    still = torch.rand(2, 3, 1, 16, 16, generator=generator, dtype=torch.float64) * 2 - 1
+    clips = still.expand(-1, -1, 12, -1, -1)
+    found = unsteadiness(relight(clips, gain))
+    light = (clips[:, :, 0] + 1).mean((2, 3)) / 2
+    exact = 4 * (gain[:, None] * light[:, :, None] + LIGHT_FLOOR).log().std(2, correction=0)
+    torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=0)
+    # The floor takes its share of the light: with it left out, the gains alone decide.
+    alone = 4 * gain.log().std(1, correction=0)[:, None].expand(2, 3)
+    torch.testing.assert_close(found.double(), alone, atol=0, rtol=0.12)
+    assert (found.double() < alone).all()
+
+
+def test_each_colour_has_a_light_of_its_own():
+    clips = torch.zeros(1, 3, 8, 16, 16)
+    clips[:, 1, ::2] = -0.9
+    steady, changing, other = unsteadiness(clips)[0].tolist()
+    assert steady == other < 0.01
+    half = math.log((0.5 + LIGHT_FLOOR) / (0.05 + LIGHT_FLOOR)) / 2  # two values, equally often
+    assert changing == pytest.approx(4 * half, rel=1e-4)
+
+
+@torch.no_grad()
+def test_neither_place_nor_motion_nor_noise_is_taken_for_a_change_of_light():
+    """Far less than a flicker of a twentieth, for every motion, in drawn videos."""
+    data = ShapesDataset(40, 16, seed=3)
+    known = {data.scene(i).specs[0].motion: i for i in range(40)}
+    assert set(known) == set(MOTIONS)
+    clips = torch.stack([to_clip(data.render(i, range(16))) for i in known.values()])
+    generator = torch.Generator().manual_seed(5)
+    jumps = torch.randint(-64, 64, (len(clips), 16, 2), generator=generator)
+    noise = 0.1 * torch.randn(clips.shape, generator=generator)
+    gain = 1 + 0.05 * torch.randn(len(clips), 16, generator=generator)
+    seen = unsteadiness(clips)
+    torch.testing.assert_close(unsteadiness(shift(clips, jumps)), seen, atol=1e-3, rtol=0)
+    flicker = unsteadiness(relight(clips, gain)).amin()
+    assert seen.amax() < flicker / 4
+    assert unsteadiness((clips + noise).clamp(-1, 1)).amax() < flicker / 2
+
+
+@torch.no_grad()
+def test_videos_are_described_by_their_light_too(network, tmp_path):
+    """With nothing else let through, the features are a linear map of it."""
+    blind = load_classifier_copy(network, tmp_path)
+    blind.summary.weight[:, :-3] = 0
+    clips = torch.rand(2, 3, 6, 16, 16, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    lit = relight(clips, torch.tensor([[1.0, 0.5, 1.0, 0.5, 1.0, 0.5], [1.0] * 6]))
+    expected = unsteadiness(lit) @ blind.summary.weight[:, -3:].T + blind.summary.bias
+    close(blind(lit).features, expected)
 
 
 def test_harmonics_say_where_a_channel_is_active():

@@ -27,6 +27,8 @@ FEATURES = 128
 STRIDE = 8
 PIXEL_MEAN, PIXEL_STD = -0.7, 0.35  # of the shapes data
 GRAINS = 8
+LIGHT_FLOOR = 0.02  # of the brightness in [0, 1]: a channel that the object has nothing of stays calm
+LIGHT_GAIN = 4.0  # flickers are a few tenths
 GRAIN_FLOOR = 0.01  # a weaker answer than that of one step of 8-bit colour
 HARMONIC_GAIN = 3.0  # an object covers a few of the cells only
 
@@ -211,6 +213,16 @@ class Grain(nn.Module):
         return torch.cat([strength.mean(2).log(), 2 * strength.sqrt().mean(2).log()], dim=1).to(x.dtype) / 2
 
 
+def unsteadiness(clips: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 3"]:
+    """Return how much the light of red, green and blue changes over time, which the norms elsewhere hide.
+
+    ``LIGHT_GAIN`` times the standard deviation over time of the logarithm of a frame's mean brightness. An
+    object on a torus is as bright wherever it is, so that this moves with a gain alone.
+    """
+    light = ((clips.float() + 1) / 2).mean((3, 4)).clamp_min(0) + LIGHT_FLOOR
+    return LIGHT_GAIN * (light.log().var(2, correction=0) + 1e-6).sqrt()
+
+
 class FrameEncoder(nn.Module):
     """Frames to ``FEATURES`` numbers each, at any size that is a multiple of 8."""
 
@@ -278,7 +290,7 @@ class ShapesClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             )
         self.frames = FrameEncoder(widths)
         self.path = PathEncoder(path_width)
-        self.summary = _even(nn.Linear(FEATURES + 2 * path_width, FEATURES))
+        self.summary = _even(nn.Linear(FEATURES + 2 * path_width + 3, FEATURES))
         self.frame_heads = nn.Linear(FEATURES, sum(FRAME_CLASSES.values()))
         self.video_heads = nn.Linear(FEATURES, sum(VIDEO_CLASSES.values()))
 
@@ -315,7 +327,8 @@ class ShapesClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             )
         frame_features = self.embed_images(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), -1))
         path = self.path(frame_features)
-        features = self.summary(torch.cat([frame_features.mean(1), path], dim=1))
+        light = unsteadiness(clips).to(path.dtype)
+        features = self.summary(torch.cat([frame_features.mean(1), path, light], dim=1))
         return Codes(
             video=_classes(self.video_heads(features), VIDEO_CLASSES) | _numbers(features, VIDEO_NUMBERS),
             frames=self._frame_codes(frame_features),

@@ -1,0 +1,181 @@
+"""What GLOBER's sampling costs against the number of frames: time, memory, the parts.
+
+Run ``python benchmarks/glober_decoding.py --out benchmarks/results/glober_decoding_cpu.json``; at the
+paper's size on a GPU (GLOBER tables 3 and 9) with ``--recipe ucf101_256 --device cuda --dtype float16
+--steps 50 --chunk 32 --beside``. Weights are random: they change no cost. Every length runs in a process
+of its own, so that its memory is its own; ``--beside`` measures ``vdm`` with the same UNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import record
+import torch
+
+from vidgen import checkpoint, plugins
+from vidgen.plans import chunks
+from vidgen.sampling import Sampler
+from vidgen.strategies.glober import GLOBAL, GLOBER
+from vidgen.strategies.vdm import VDM, VDMConfig
+
+
+def config_of(name: str) -> Any:
+    """The recipe's model; prompts by a small encoder of the same width, so that nothing is fetched."""
+    model = plugins.load(plugins.RECIPES, f"glober/{name}")().model
+    if model.text != "open_clip":
+        return replace(model, words=("a", "circle"))
+    return replace(
+        model,
+        text="words",
+        text_model=None,
+        text_pretrained=None,
+        text_width=768,
+        text_layers=1,
+        words=("a", "circle"),
+        max_words=77,
+    )
+
+
+def built(kind: Any, config: Any, args: argparse.Namespace) -> Any:
+    strategy = checkpoint.build(kind, config).to(args.device, getattr(torch, args.dtype))
+    for module in strategy.modules.values():
+        module.eval()
+    return strategy
+
+
+def sampler_of(strategy: Any) -> Sampler:
+    sampler = Sampler(strategy)
+    sampler.set_progress_bar_config(disable=True)
+    return sampler
+
+
+def seconds(task: Any, device: str, repeats: int) -> float:
+    """The fastest of ``repeats`` runs after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        task()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return round(min(times[1:]), 4)
+
+
+def peak_megabytes(device: str) -> float:
+    if device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+
+
+def length(args: argparse.Namespace, frames: int, queue: Any) -> None:
+    """One length: the whole video, its frames alone (``v`` given), and the process's peak memory."""
+    torch.set_num_threads(args.threads)
+    strategy = built(GLOBER, config_of(args.recipe), args)
+    sampler = sampler_of(strategy)
+    plan = chunks(frames, args.chunk or frames, root=GLOBAL)
+    ask = {"num_inference_steps": args.steps, "seed": 0, "num_frames": frames, "output_type": "latent"}
+    v = torch.zeros(strategy.video_encoder.global_shape)
+    before = peak_megabytes(args.device)
+    whole = seconds(lambda: sampler("a circle", plan=plan, **ask), args.device, args.repeats)
+    alone = seconds(
+        lambda: sampler("a circle", plan=plan, pins={(GLOBAL, 0): v}, **ask), args.device, args.repeats
+    )
+    queue.put(
+        {
+            "frames": frames,
+            "chunk": args.chunk or frames,
+            "seconds": whole,
+            "frames_seconds": alone,
+            "generator_share": round(max(whole - alone, 0) / whole, 4),
+            "peak_megabytes": peak_megabytes(args.device),
+            "peak_megabytes_before": before,
+            "global_numbers": v.numel(),
+        }
+    )
+
+
+def branch(args: argparse.Namespace, queue: Any) -> None:
+    """One network evaluation with the branch computed beforehand, and with it computed again."""
+    torch.set_num_threads(args.threads)
+    strategy = built(GLOBER, config_of(args.recipe), args)
+    c, h, w = strategy.codec.latent_shape(*strategy.config.sample_size)
+    frames, device = strategy.config.sample_frames, strategy.device
+    x = torch.zeros(1, c, frames, h, w, device=device, dtype=strategy.dtype)
+    t, tokens = torch.full((1,), 500, device=device), strategy.text_encoder.encode(["a circle"])
+    tokens = tokens.to(strategy.dtype)
+    v = torch.zeros(1, *strategy.video_encoder.global_shape, device=device)
+    with torch.no_grad():
+        vectors = strategy.index(torch.arange(frames, device=device) / frames)[None]
+        kept = strategy.decoder.features(v, vectors, (h, w))
+        cached = seconds(lambda: strategy.decoder(x, t, tokens, kept), args.device, 3 * args.repeats)
+        again = seconds(
+            lambda: strategy.decoder(x, t, tokens, v=v, index=vectors), args.device, 3 * args.repeats
+        )
+    queue.put({"cached_seconds": cached, "recomputed_seconds": again, "ratio": round(again / cached, 4)})
+
+
+def beside(args: argparse.Namespace, frames: int, queue: Any) -> None:
+    """The baseline with the same UNet and as many solver steps, all frames at once up to the clip's length."""
+    torch.set_num_threads(args.threads)
+    own = config_of(args.recipe)
+    shared = {name: getattr(own, name) for name in VDMConfig.__dataclass_fields__ if hasattr(own, name)}
+    sampler = sampler_of(built(VDM, VDMConfig(**shared), args))
+    ask = {"num_inference_steps": args.steps, "seed": 0, "num_frames": frames, "output_type": "latent"}
+    found = seconds(lambda: sampler("a circle", **ask), args.device, args.repeats)
+    queue.put({"frames": frames, "seconds": found, "peak_megabytes": peak_megabytes(args.device)})
+
+
+def alone(task: Any, *arguments: Any) -> dict[str, Any]:
+    """Run a measurement in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=task, args=(*arguments, queue))
+    process.start()
+    found: dict[str, Any] = queue.get()
+    process.join()
+    return found
+
+
+def slope(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Least squares of the frames' time over their number, and how much of its variance that explains."""
+    x, y = (torch.tensor([float(row[name]) for row in rows]) for name in ("frames", "frames_seconds"))
+    design = torch.stack([x, torch.ones_like(x)], dim=1)
+    solution = torch.linalg.lstsq(design, y[:, None]).solution[:, 0]
+    rest = ((design @ solution - y) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    return {"seconds_per_frame": round(float(solution[0]), 5), "r_squared": round(1 - float(rest), 5)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="where the JSON record goes; else printed")
+    parser.add_argument("--recipe", default="tiny", help="of glober")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=10, help="solver steps, of v and of the frames")
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--chunk", type=int, default=16, help="frames of a call; 0 takes all at once")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", action="store_true", help="measure vdm too")
+    args = parser.parse_args()
+    device = torch.cuda.get_device_name() if args.device == "cuda" else record.cpu()
+    settings = {"recipe": f"glober/{args.recipe}", "steps": args.steps, "threads": args.threads}
+    head = record.header("glober_decoding", device, args.dtype, torch=torch.__version__, **settings)
+    rows = [alone(length, args, frames) for frames in args.frames]
+    result: dict[str, Any] = {**head, "lengths": rows, "branch": alone(branch, args)}
+    if len(rows) > 2:
+        result["linear"] = slope(rows)
+    if args.beside:
+        result["vdm"] = [alone(beside, args, frames) for frames in args.frames]
+    record.write(result, args.out)
+
+
+if __name__ == "__main__":
+    main()

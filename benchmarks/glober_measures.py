@@ -1,0 +1,153 @@
+"""What is measured of a GLOBER of the shapes data, for ``glober_shapes.py`` and ``glober_ablations.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidgen.classifier import ShapesClassifier
+from vidgen.conditioning import Conditioning
+from vidgen.metrics.prompts import expected_spec, prompt_set
+from vidgen.noise import NoiseKey
+from vidgen.plans import chunks
+from vidgen.strategies.glober import GLOBAL, GLOBER
+from vidgen.strategies.glober.cra import draw_frames
+from vidgen.strategy import Canvas, Request
+from vidgen.video.raster import paint
+from vidgen.video.synthetic import ShapesDataset
+from vidgen.video.transforms import to_clip
+
+LOOKS = ("shape", "colour", "motion")
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Test videos that no training saw: pixels ``b 3 f h w``, their ``v``, captions and scenes."""
+
+    clips: Tensor
+    v: Tensor
+    captions: list[str]
+    scenes: list[Any]
+
+
+@torch.no_grad()
+def test_clips(strategy: GLOBER, number: int) -> Clips:
+    frames = strategy.config.sample_frames
+    data = ShapesDataset(number, num_frames=frames, split="test")
+    clips = torch.stack([to_clip(data.render(i, range(frames))) for i in range(number)])
+    v = torch.stack([strategy.encode(clip) for clip in clips])
+    captions = [data.caption(i) for i in range(number)]
+    return Clips(clips, v, captions, [data.scene(i) for i in range(number)])
+
+
+@torch.no_grad()
+def decode(
+    strategy: GLOBER, v: Tensor, prompts: Sequence[str], frames: int, *, scale: float = 1.0, steps: int = 25
+) -> Tensor:
+    """Pixels ``b 3 f h w`` of frames ``0/frames, 1/frames, ...`` of each ``v``, as the sampler makes them."""
+    _, call = chunks(frames, frames, root=GLOBAL).calls
+    height, width = strategy.config.sample_size
+    found = []
+    for start in range(0, len(v), BATCH):
+        conds, noise = [], []
+        for i in range(start, min(start + BATCH, len(v))):
+            request = Request(prompts[i], "", i, frames, height, width, 8.0, scale, strategy.Options())
+            conds.append(strategy.condition(call, Canvas({(GLOBAL, 0): v[i]}), request))
+            shape = strategy.slot_shape(call, request)
+            noise.append(strategy.prior.sample(call.frames, shape, NoiseKey(i, "start", call.level)))
+        latents = strategy.diffusion.solve(
+            strategy.denoiser(call),
+            torch.stack(noise).to(strategy.device),
+            Conditioning.collate(conds).to(strategy.device),
+            num_inference_steps=steps,
+            step_noise=lambda _: torch.empty(0),  # DDIM draws none
+        )
+        found.append(strategy.codec.decode(latents).float().cpu())
+    return torch.cat(found)
+
+
+def agreement(judge: ShapesClassifier, videos: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Share of videos whose shape, colour and motion are read as the captions say."""
+    read = [seen for part in videos.split(BATCH) for seen in judge.read(part)]
+    wanted = [expected_spec(caption) for caption in captions]
+    return {
+        name: round(
+            float(np.mean([getattr(r, name) == getattr(w, name) for r, w in zip(read, wanted, strict=True)])), 4
+        )
+        for name in LOOKS
+    }
+
+
+def contradicting(captions: Sequence[str]) -> list[str]:
+    """For each caption another one of which nothing agrees."""
+    others = [(text, expected_spec(text)) for text in prompt_set(126, 0.0, "trained")]
+    found = []
+    for i, caption in enumerate(captions):
+        own = expected_spec(caption)
+        fitting = [t for t, s in others if all(getattr(s, name) != getattr(own, name) for name in LOOKS)]
+        found.append(fitting[i % len(fitting)])
+    return found
+
+
+@torch.no_grad()
+def reconstruction(strategy: GLOBER, judge: ShapesClassifier, given: Clips, steps: int = 25) -> dict[str, Any]:
+    """Errors of frames at indices that training saw, and half-way between them, beside the ground truth."""
+    frames, size = strategy.config.sample_frames, strategy.config.sample_size[0]
+    made = decode(strategy, given.v, given.captions, 2 * frames, steps=steps)
+    times = np.arange(2 * frames - 1) / 2  # half a frame past the last one no training frame follows
+    made = made[:, :, : len(times)]
+    truth = torch.stack([to_clip(paint(scene, times, size)) for scene in given.scenes])
+    mse = ((made.clamp(-1, 1) - truth) ** 2).mean((1, 3, 4))
+    psnr = 10 * torch.log10(4 / mse)
+    where = torch.cat([judge(part).position for part in made.split(BATCH)])
+    places = [torch.from_numpy(scene.objects[0].positions(times)).float() for scene in given.scenes]
+    right = torch.stack(places)
+    away = (((where - right + 0.5) % 1.0 - 0.5).norm(dim=-1) * size).numpy()
+    return {
+        "psnr_seen": round(float(psnr[:, ::2].mean()), 3),
+        "psnr_between": round(float(psnr[:, 1::2].mean()), 3),
+        "pixels_off_seen": round(float(np.median(away[:, ::2])), 3),
+        "pixels_off_between": round(float(np.median(away[:, 1::2])), 3),
+        "agreement": agreement(judge, made[:, :, ::2], given.captions),
+    }
+
+
+@torch.no_grad()
+def origin(strategy: GLOBER, judge: ShapesClassifier, given: Clips, steps: int = 25) -> dict[str, Any]:
+    """Whether the video comes from ``v``: with a contradicting prompt, with none, and without ``v``."""
+    frames, others = strategy.config.sample_frames, contradicting(given.captions)
+    nothing = [""] * len(others)
+    against = decode(strategy, given.v, others, frames, steps=steps)
+    silent = decode(strategy, given.v, nothing, frames, steps=steps)
+    empty = decode(strategy, torch.zeros_like(given.v), nothing, frames, steps=steps)
+    return {
+        "contradicting_prompt_as_clip": agreement(judge, against, given.captions),
+        "contradicting_prompt_as_prompt": agreement(judge, against, others),
+        "no_prompt_as_clip": agreement(judge, silent, given.captions),
+        "zeroed_v_as_clip": agreement(judge, empty, given.captions),
+    }
+
+
+@torch.no_grad()
+def order_sensitivity(strategy: GLOBER, given: Clips) -> dict[str, float]:
+    """How the discriminator scores real pairs of frames in order and swapped."""
+    generator = torch.Generator().manual_seed(0)
+    frames = strategy.config.sample_frames
+    pairs = draw_frames(torch.rand(len(given.clips), 2, generator=generator), frames)
+    latents = strategy.codec.encode(given.clips.to(strategy.device))
+    shown = latents if strategy.config.judge == "latent" else given.clips
+    rows = torch.arange(len(pairs))[:, None]
+    pair = shown.transpose(1, 2)[rows, pairs].transpose(1, 2)
+    judge = strategy.modules["discriminator"]
+    ordered, swapped = judge(pair), judge(pair.flip(2))
+    return {
+        "logit_ordered": round(float(ordered.mean()), 4),
+        "logit_swapped": round(float(swapped.mean()), 4),
+        "swapped_scored_lower": round(float((swapped < ordered).float().mean()), 4),
+    }
