@@ -190,6 +190,30 @@ def installed(monkeypatch, kind):
     monkeypatch.setattr(plugins, "load", lambda group, name: kind)
 
 
+class Views(Toy):
+    """Hands views of what needs gradients through a module, as a learned embedding is repeated."""
+
+    def denoiser(self, call):
+        network = super().denoiser(call)
+        conv = self.modules["network"].conv
+        seen = torch.nn.Identity()
+        return lambda x, t, cond: network(x + 0 * seen(conv.bias.expand(1, 12)).mean(), t, cond)
+
+
+def test_counting_leaves_what_needs_gradients_as_it_was():
+    strategy = Views.create(ToyConfig())
+    strategy.modules["network"].conv.bias.requires_grad_(False)
+    strategy.modules["scale"].requires_grad_(False)
+    before = [p.requires_grad for p in strategy.parameters_of(*strategy.modules)]
+    assert set(before) == {True, False}
+    assert info.macs_per_call(strategy, all_at_once(8), request()) == conv_macs(8, 8, 8)
+    assert [p.requires_grad for p in strategy.parameters_of(*strategy.modules)] == before
+    strategy.denoiser = lambda call: lambda x, t, cond: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        info.macs_per_call(strategy, all_at_once(8), request())
+    assert [p.requires_grad for p in strategy.parameters_of(*strategy.modules)] == before
+
+
 class WithScheduler(Toy):
     """Its scheduler reads its own tables while it is built, as many of diffusers' do."""
 

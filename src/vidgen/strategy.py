@@ -239,6 +239,11 @@ class Strategy(Trainable):
         del call
         return solver_evaluations
 
+    def branches(self, call: Call, request: Request) -> int:
+        """Return how many branches of guidance an evaluation of ``call`` has: 1, or 2 where it is guided."""
+        del call
+        return 2 if request.guidance_scale != 1 else 1
+
     def slot_shape(self, call: Call, request: Request) -> tuple[int, int, int]:
         """Return ``(c, h, w)`` of one slot of ``call``; by default the codec's latent."""
         del call

@@ -56,6 +56,45 @@ def test_guidance_is_the_two_call_formula_in_one_call(scale: float, t: torch.Ten
     assert torch.allclose(guided, expected, atol=1e-5)
 
 
+def test_the_unconditional_branch_may_have_extras_of_its_own() -> None:
+    own = {
+        "label": torch.tensor([3.0, 4.0]),
+        "negative:label": torch.tensor([7.0, 9.0]),
+        "other": torch.ones(B),
+    }
+    cond = condition(guidance_scale=2.5, extras=own)
+    network, x_t, t = Network(), noise(B, 2, F, 4, 4), torch.tensor(5.0)
+    with_prompt = network(x_t, t, condition(negative_tokens=None, extras={"label": own["label"]}))
+    without = network(
+        x_t,
+        t,
+        condition(tokens=cond.negative_tokens, negative_tokens=None, extras={"label": own["negative:label"]}),
+    )
+    guided = guide(network, x_t, t, cond)
+    assert network.batches == [B, B, 2 * B]
+    assert torch.allclose(guided, without + 2.5 * (with_prompt - without), atol=1e-5)
+    # The network is told of neither more than its own.
+    assert cond.positive().extras.keys() == cond.negative().extras.keys() == {"label", "other"}
+    assert cond.negative().extras["label"] is own["negative:label"]
+    assert cond.negative().extras["other"] is own["other"]
+    unguided = guide(network, x_t, t, condition(guidance_scale=1.0, extras=own))
+    assert torch.equal(unguided, with_prompt)
+
+
+def test_extras_of_the_unconditional_branch_follow_their_videos() -> None:
+    def one(value: float) -> Conditioning:
+        tokens = torch.zeros(1, 2, 3)
+        own = {"negative:x": torch.tensor([value]), "x": torch.tensor([-value])}
+        return Conditioning(tokens, tokens, 2.0, extras=own)
+
+    joined = Conditioning.collate([one(1.0), one(2.0)])
+    assert joined.negative().extras["x"].tolist() == [1.0, 2.0]
+    assert joined.select([1]).repeat(2).negative().extras["x"].tolist() == [2.0, 2.0]
+    assert joined.to("meta").negative().extras["x"].is_meta
+    with pytest.raises(InvalidArgumentError, match="condition 1 cannot join condition 0"):
+        Conditioning.collate([one(1.0), condition(extras={"x": torch.ones(B)})])
+
+
 def test_per_frame_times_are_doubled_with_their_videos() -> None:
     seen: list[torch.Tensor] = []
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from temporal_codec import TemporalCodec
-from toy import toy
-from vidgen.errors import InvalidArgumentError
+from toy import Toy, ToyConfig, toy
+from vidgen.errors import CheckpointError, InvalidArgumentError, PlanError
 from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks
 from vidgen.sampling import Sampler
 from vidgen.sampling.given import latent_mask
@@ -175,8 +175,6 @@ def test_given_video_is_the_same_in_any_batch_and_span(sampler, how, plan):
 
 
 def test_work_folder_tells_given_videos_apart(sampler, tmp_path):
-    from vidgen.errors import CheckpointError
-
     frames(sampler, video=CLIP[:8], strength=0.5, work=tmp_path / "work")
     for other in ({"video": CLIP[1:9], "strength": 0.5}, {"video": CLIP[:8], "strength": 0.75}):
         with pytest.raises(CheckpointError, match="other settings"):
@@ -206,3 +204,74 @@ def test_one_pass_strategies_refuse_what_needs_steps(sampler):
 def test_contradictions_say_what_to_do(sampler, arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         sampler("a", **arguments)
+
+
+ROOT = chunks(12, 4, root="global")
+FEATURE = torch.from_numpy(RNG.standard_normal((12, 4, 4))).float()
+
+
+def test_a_slot_on_the_way_may_be_given_as_it_is(sampler, tmp_path):
+    network, arguments = sampler.strategy.modules["network"], {"num_frames": 12, "plan": ROOT}
+    made = frames(sampler, **arguments)
+    network.calls.clear()
+    pinned = frames(sampler, pins={("global", 0): FEATURE}, **arguments)
+    assert len(network.calls) == 3 * 4  # three calls of four steps, and none that makes the feature
+    assert sampler.cost(prompt="a", pins={("global", 0): FEATURE}, **arguments).calls == 3
+    assert np.abs(pinned - made).max() > 1
+    doubled = frames(sampler, pins={("global", np.int64(0)): FEATURE.double()}, **arguments)
+    np.testing.assert_array_equal(doubled, pinned)
+    part = frames(sampler, pins={("global", 0): FEATURE}, frames=range(5, 7), **arguments)
+    np.testing.assert_allclose(part, pinned[5:7], atol=1e-3)
+    frames(sampler, pins={("global", 0): FEATURE}, work=tmp_path / "work", **arguments)
+    with pytest.raises(CheckpointError, match="other settings"):
+        frames(sampler, pins={("global", 0): -FEATURE}, work=tmp_path / "work", **arguments)
+
+
+def test_a_feature_and_pictures_are_given_together(sampler):
+    arguments = {"num_frames": 12, "plan": ROOT}
+    both = frames(sampler, pins={("global", 0): FEATURE, 5: CLIP[0]}, **arguments)
+    np.testing.assert_allclose(both[5], CLIP[0], atol=1e-3)
+    alone = frames(sampler, pins={("global", 0): FEATURE}, **arguments)
+    np.testing.assert_array_equal(both[8:], alone[8:])  # another chunk
+
+
+def test_a_frames_latent_is_a_picture_that_was_encoded(sampler):
+    codec = sampler.strategy.codec
+    pixels = torch.from_numpy(CLIP[3]).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    latent = codec.encode(pixels)[0, :, 0]
+    made = frames(sampler, num_frames=8, pins={("video", 3): latent})
+    np.testing.assert_array_equal(made, frames(sampler, num_frames=8, pins={3: CLIP[3]}))
+
+
+@pytest.mark.parametrize(
+    ("pins", "error", "message"),
+    [
+        ({("global", 0): FEATURE[:3]}, InvalidArgumentError, r"\('global', 0\) as \(3, 4, 4\).*= \(12, 4, 4\)"),
+        ({("global", 0): FEATURE.numpy()}, InvalidArgumentError, "as ndarray; expected a tensor"),
+        ({("global", 1): FEATURE}, PlanError, "neither emitted nor pinned.*global, video"),
+        ({("v", 0): FEATURE}, PlanError, r"slot \('v', 0\)"),
+        ({("global", "0"): FEATURE}, InvalidArgumentError, "a frame of pins is '0'.*a whole number"),
+        ({("global", 0, 0): FEATURE}, InvalidArgumentError, "a key of pins"),
+        ({"global": FEATURE}, InvalidArgumentError, "a frame of pins is 'global'"),
+    ],
+)
+def test_slots_that_do_not_fit_are_refused(sampler, pins, error, message):
+    with pytest.raises(error, match=message):
+        frames(sampler, num_frames=12, plan=ROOT, pins=pins)
+
+
+class Lasting(Toy):
+    """A clip of two seconds, however many frames it has."""
+
+    def frame_rate(self, num_frames):
+        return num_frames / 2
+
+
+def test_the_rate_is_the_strategys_for_so_many_frames():
+    made = Sampler(Lasting.create(ToyConfig()))
+    made.set_progress_bar_config(disable=True)
+    assert made("a", seed=0, num_frames=10).fps == 5.0
+    assert made("a", seed=0).fps == 4.0
+    assert made("a", seed=0, num_frames=10, fps=3).fps == 3.0
+    assert made("a", seed=0, num_frames=10, frames=[1, 2]).fps == 5.0
+    assert made("a", seed=0, video=CLIP[:6], strength=1.0).fps == 3.0

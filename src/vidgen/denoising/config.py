@@ -50,13 +50,15 @@ class ClipConfig:
         words: the vocabulary of the prompts; a training run takes it from the captions where empty.
         max_words: longest prompt; a training run takes the longest caption where None.
         classes: the classes' names; a training run takes them from its data where empty.
-        text_model, text_pretrained: open_clip's name of the text encoder, and its pretrained tag or a
-            safetensors file.
+        text_model, text_pretrained, text_layer: open_clip's name of the text encoder, its pretrained tag or a
+            safetensors file, and the layer whose features are taken: ``"penultimate"`` as Stable Diffusion 2,
+            or ``"last"`` as Stable Diffusion 1.
         drop_text: share of training clips whose prompt is dropped, for guidance.
         guidance_scale, num_inference_steps: defaults of sampling.
         prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``.
         snr_gamma: see ``DenoisingStage``.
-        beta_schedule, num_train_timesteps: of the noise schedule, as diffusers names them.
+        beta_schedule, beta_start, beta_end, num_train_timesteps: of the noise schedule, as diffusers names
+            them.
         prior: the noise over frames.
 
     Raises:
@@ -78,12 +80,15 @@ class ClipConfig:
     classes: tuple[str, ...] = ()
     text_model: str | None = None
     text_pretrained: str | None = None
+    text_layer: Literal["penultimate", "last"] = "penultimate"
     drop_text: float = 0.1
     guidance_scale: float = 3.0
     num_inference_steps: int = 50
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
     snr_gamma: float | None = None
     beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
     num_train_timesteps: int = 1000
     prior: NoisePrior = field(default_factory=Independent)
 
@@ -188,8 +193,7 @@ class ClipConfig:
         ``encoder.width``.
         """
         if self.text == "open_clip":
-            # The layer before the last, as Stable Diffusion 2 takes it.
-            return OpenClipTextEncoder(self.text_model or "", self.text_pretrained, layer="penultimate")
+            return OpenClipTextEncoder(self.text_model or "", self.text_pretrained, layer=self.text_layer)
         if self.text == "classes":
             classes: TextEncoder = ClassEncoder(self.classes, width)
             return classes
@@ -205,6 +209,8 @@ class ClipConfig:
         own = DDIMScheduler(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule=self.beta_schedule,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
             prediction_type=self.prediction_type,
             timestep_spacing="trailing",  # starts where the training noise ends
             clip_sample=False,  # latents of unit variance leave [-1, 1]

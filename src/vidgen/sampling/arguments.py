@@ -42,6 +42,8 @@ class Generation:
         given: latents of what is given; the same for every video.
         latents: start noise, ``b c f h w``, or None.
         disk_bytes: what a work folder would hold.
+        evaluations: of the solver, over all calls and videos.
+        network_evaluations: the same, each counted once for every branch of guidance.
     """
 
     requests: tuple[Request, ...]
@@ -54,11 +56,12 @@ class Generation:
     latents: Tensor | None
     disk_bytes: int
     evaluations: int
+    network_evaluations: int
 
     @property
-    def guided(self) -> int:
-        """Network evaluations of one step: 2 under guidance."""
-        return 2 if self.requests[0].guidance_scale != 1 else 1
+    def guided(self) -> float:
+        """Network evaluations of one of the solver's: 2 under guidance, the mean where calls differ."""
+        return self.network_evaluations / self.evaluations if self.evaluations else 1.0
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -68,7 +71,7 @@ class Generation:
 
     def cost(self, pace: Pace) -> Cost:
         """Return what it will cost, in time too where ``pace`` has measured its kind."""
-        evaluations = self.evaluations * self.guided
+        evaluations = self.network_evaluations
         seconds = pace.expected(self.kind, evaluations)
         videos, waves = len(self.requests), self.plan.critical_path
         return Cost(videos, self.plan.num_calls, waves, evaluations, self.disk_bytes, seconds)
@@ -164,6 +167,8 @@ class Arguments:
             plan = plan.subplan(wanted)
         steps = self.num_inference_steps
         steps = strategy.defaults.num_inference_steps if steps is None else steps
+        counts = _evaluations(strategy, plan, diffusion, steps, given)
+        branches = [strategy.branches(call, first) for call in plan.calls]
         return Generation(
             requests=requests,
             plan=plan,
@@ -174,7 +179,8 @@ class Arguments:
             given=given,
             latents=self._latents(strategy, first, len(requests)),
             disk_bytes=len(requests) * sum(4 * _kept_values(strategy, plan, c, first) for c in plan.calls),
-            evaluations=len(requests) * _evaluations(strategy, plan, diffusion, steps, given),
+            evaluations=len(requests) * sum(counts),
+            network_evaluations=len(requests) * sum(n * k for n, k in zip(counts, branches, strict=True)),
         )
 
     def _pictures(self, size: tuple[int, int]) -> Pictures:
@@ -351,13 +357,13 @@ def _kept_values(strategy: Strategy, plan: Plan, call: Call, request: Request) -
     return len(plan.kept(call)) * math.prod(strategy.slot_shape(call, request))
 
 
-def _evaluations(strategy: Strategy, plan: Plan, diffusion: Diffusion, steps: int, given: Given) -> int:
-    """Return the network evaluations of the whole plan for one video, without guidance."""
+def _evaluations(strategy: Strategy, plan: Plan, diffusion: Diffusion, steps: int, given: Given) -> list[int]:
+    """Return the solver's evaluations of each call of the plan for one video."""
     full = diffusion.num_evaluations(steps)
     shortened = diffusion.num_evaluations(steps, given.strength)
-    return sum(
+    return [
         strategy.evaluations(call, shortened if call.level == plan.video.name else full) for call in plan.calls
-    )
+    ]
 
 
 def _check_like(embeds: Mapping[str, Tensor], own_tokens: int | None) -> None:

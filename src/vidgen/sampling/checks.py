@@ -51,6 +51,8 @@ def _place(key: Any) -> int | Slot:
     """Return what a pin is for: a frame, or a slot of the plan."""
     if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
         return key[0], _whole("a frame of pins", key[1])
+    if isinstance(key, tuple):
+        raise _wrong("a key of pins", key, "a frame, or a slot (level, frame) of the plan")
     return _whole("a frame of pins", key)
 
 

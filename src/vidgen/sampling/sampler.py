@@ -202,7 +202,7 @@ class Sampler:
         """Run to the end, and remember how long that took."""
         began, self._evaluated = time.perf_counter(), 0
         result = run.collect(output_type) if out is None else run.write(out)
-        evaluations = self._evaluated * run.generation.guided
+        evaluations = round(self._evaluated * run.generation.guided)
         self._pace.measured(run.generation.kind, time.perf_counter() - began, evaluations)
         return result
 

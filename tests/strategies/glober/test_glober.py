@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def request(strategy, prompt="red", *, num_frames=4, scale=1.0, **options):
 
 
 def test_glober_keeps_every_promise():
-    report = check_strategy(GLOBER, CONFIG)
+    report = check_strategy(GLOBER, replace(CONFIG, words=(), max_words=None))
     assert not report.failed
     assert [check.name for check in report.skipped] == ["given pictures are kept"]
     assert "v = strategy.encode(video)" in report["given pictures are kept"].detail
@@ -65,7 +67,7 @@ def test_untrained_it_draws_the_image_models_frames():
         )
     )
     given = {"num_frames": 4, "frames": [0, 2], "guidance_scale": 3.0, "num_inference_steps": 2, "seed": 5}
-    np.testing.assert_allclose(video(prompt, **given).frames, image(prompt, **given).frames, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(video(prompt, **given).frames, image(prompt, **given).frames, rtol=0, atol=1e-4)
     assert image(prompt, **given).frames.std() > 0.05
 
 
@@ -79,8 +81,7 @@ def spread(*parts):
     calls = [Call("v", GLOBAL, (0,), (), (SLOT,))]
     for i, frames in enumerate(parts):
         calls.append(Call(f"part-{i}", "video", tuple(frames), (SLOT,), tuple(("video", f) for f in frames)))
-    whole = chunks(sum(map(len, parts)), 4, root=GLOBAL)
-    return Plan(tuple(calls), whole.levels)
+    return Plan(tuple(calls), chunks(LONG, LONG, root=GLOBAL).levels)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,9 @@ def test_plan_is_v_then_chunks_of_a_window():
 
 @pytest.mark.parametrize("plan", [chunks(8, 4), all_at_once(8), autoregressive(8, 4, 1), keyframes(8, 4)])
 def test_plans_that_give_frames_anything_but_v_are_refused(make, plan):
-    with pytest.raises(PlanError, match=rf"call '{plan.calls[0].id}' makes.*chunks\(n, window, root='global'\)"):
+    with pytest.raises(
+        PlanError, match=rf"call '{plan.calls[0].id}' makes.*chunks\(n, window, root='global'\)"
+    ):
         make("red", num_frames=8, plan=plan)
 
 
@@ -183,7 +186,7 @@ def test_what_cannot_be_encoded_is_refused():
     strategy = build()
     with pytest.raises(InvalidArgumentError, match="2 keyframes of 1 frames are not possible"):
         strategy.encode(clip_of(1))
-    with pytest.raises(InvalidArgumentError, match="do not fit a video encoder.*made for"):
+    with pytest.raises(InvalidArgumentError, match=r"do not fit a video encoder.*made for"):
         strategy.encode(noise(3, 4, 16, 16).clamp(-1, 1), size=(16, 16))
     larger = noise(3, 4, 16, 24).clamp(-1, 1)
     assert strategy.encode(larger).shape == V_SHAPE  # scaled to the training clips' size
@@ -196,7 +199,9 @@ class Calls:
         self.seen = []
         own = strategy.modules
         self.hooks = [
-            own[name].register_forward_pre_hook(lambda _, given, name=name: self.seen.append((name, len(given[0]))))
+            own[name].register_forward_pre_hook(
+                lambda _, given, name=name: self.seen.append((name, len(given[0])))
+            )
             for name in ("generator", "unet")
         ]
 
@@ -240,7 +245,7 @@ def test_more_frames_of_one_v_are_the_clip_at_a_higher_rate(make):
     torch.testing.assert_close(fast.frames[:, :, ::2], slow.frames, **CLOSE)
     assert (fast.frames[:, :, 1::2] - slow.frames).abs().max() > 0.1
     assert (slow.fps, fast.fps) == (8.0, 16.0)
-    named = make("red", num_frames=8, fps=5, **given)
+    named = make("red", num_frames=8, fps=5, latents=start, **given)
     assert named.fps == 5.0
     assert torch.equal(named.frames, fast.frames)
     assert build(sample_frames=16, sample_fps=10.0).frame_rate(40) == 25.0
@@ -249,7 +254,11 @@ def test_more_frames_of_one_v_are_the_clip_at_a_higher_rate(make):
 @pytest.mark.parametrize(
     ("pins", "error", "message"),
     [
-        ({SLOT: noise(5, 2, 3)}, InvalidArgumentError, r"\('global', 0\) as \(5, 2, 3\); expected.*\(5, 2, 2\)"),
+        (
+            {SLOT: noise(5, 2, 3)},
+            InvalidArgumentError,
+            r"\('global', 0\) as \(5, 2, 3\); expected.*\(5, 2, 2\)",
+        ),
         ({SLOT: noise(1, *V_SHAPE)}, InvalidArgumentError, r"expected a tensor \(c, h, w\) = \(5, 2, 2\)"),
         ({SLOT: noise(*V_SHAPE).numpy()}, InvalidArgumentError, r"as ndarray; expected a tensor"),
         ({("globe", 0): noise(*V_SHAPE)}, PlanError, r"\('globe', 0\).*a slot of levels global, video"),
@@ -271,9 +280,10 @@ def test_given_pictures_are_refused(make, name):
 
 def test_one_v_has_one_prompt(make):
     several = {0: "red", 2: "circle"}
-    with pytest.raises(InvalidArgumentError, match="prompt has 2 texts by frame.*Give one text"):
+    with pytest.raises(InvalidArgumentError, match=r"prompt has 2 texts by frame.*Give one text"):
         make(several, **LATENT)
-    with pytest.raises(InvalidArgumentError, match="prompt has 2 texts"):  # or chunks would decide who says what
+    # With v at hand too: or the chunks would decide which frames are told what.
+    with pytest.raises(InvalidArgumentError, match="prompt has 2 texts"):
         make(several, pins={SLOT: noise(*V_SHAPE)}, **LATENT)
     same = make({0: "red", 2: "red"}, **LATENT).frames
     torch.testing.assert_close(same, make("red", **LATENT).frames, **CLOSE)
@@ -293,6 +303,8 @@ def test_guidance_of_v_is_not_that_of_frames(make):
     torch.testing.assert_close(make("red", global_guidance_scale=9.0, **LATENT).frames, default, **CLOSE)
     assert (make("red", global_guidance_scale=4.0, **LATENT).frames - default).abs().max() > 1e-3
     assert (make("red", negative_prompt="circle", **LATENT).frames - default).abs().max() > 1e-3
+    with pytest.raises(InvalidArgumentError, match="global_guidance_scale is nan; expected a finite number"):
+        make("red", global_guidance_scale=float("nan"), **LATENT)
 
 
 @torch.no_grad()
@@ -323,11 +335,14 @@ def test_guided_frames_are_the_mixture_of_two_predictions(text):
     guided = strategy.denoiser(call)(x, t, cond)
     torch.testing.assert_close(guided, empty + 3 * (red - empty), rtol=1e-4, atol=1e-4)
     # The unconditional half with the residuals of the prompt would be another thing where these read text.
-    wrong = strategy.decoder(x, t, tokens[""], strategy.decoder.features(**given, size=(4, 4), tokens=tokens["red"]))
+    other = strategy.decoder.features(**given, size=(4, 4), tokens=tokens["red"])
+    wrong = strategy.decoder(x, t, tokens[""], other)
     assert ((wrong - empty).abs().max() > 1e-3) == (text == "concat")
 
 
-@pytest.mark.parametrize(("text", "scale", "times"), [("cross", 3.0, 1), ("concat", 3.0, 2), ("concat", 1.0, 1)])
+@pytest.mark.parametrize(
+    ("text", "scale", "times"), [("cross", 3.0, 1), ("concat", 3.0, 2), ("concat", 1.0, 1)]
+)
 def test_the_branch_runs_once_per_call_and_not_per_step(text, scale, times):
     strategy, runs = build(branch_text=text), []
     stages = strategy.decoder.branch.stages

@@ -36,7 +36,8 @@ CONFIG = GLOBERConfig(
     generator_pooled_text=True,
     discriminator_width=8,
     discriminator_multipliers=(1, 1),
-    prediction_type="epsilon",
+    prediction_type="sample",
+    beta_schedule="scaled_linear",
     num_inference_steps=2,
 )
 V_SHAPE = (5, 2, 2)

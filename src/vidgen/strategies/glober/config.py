@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from vidgen.strategies.glober.discriminator import PairDiscriminator
 from vidgen.strategies.glober.generator import GlobalGenerator
 from vidgen.strategies.glober.index import IndexEmbedding, index_scale
 from vidgen.strategies.glober.video_encoder import VideoEncoder
+from vidgen.video.checks import check_name
 
 __all__ = ["GLOBERConfig", "GLOBEROptions"]
 
@@ -81,6 +83,9 @@ class GLOBERConfig(UNetConfig):
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
         super().__post_init__()
+        check_name("posterior", self.posterior, ("deterministic", "variance", "kl"))
+        check_name("judge", self.judge, ("latent", "pixel"))
+        check_name("cra_form", self.cra_form, ("hinge", "log"))
         for name in ("kl_weight", "cra_weight", "cra_warmup_steps"):
             if getattr(self, name) < 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected 0 or more.")
@@ -156,3 +161,9 @@ class GLOBEROptions:
     """
 
     global_guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what annotations cannot say."""
+        scale = self.global_guidance_scale
+        if scale is not None and not math.isfinite(scale):
+            raise InvalidArgumentError(f"global_guidance_scale is {scale}; expected a finite number.")

@@ -98,12 +98,13 @@ def generator_pairs(real: Two, synthetic: Estimates) -> Pairs:
 
 
 def judge(discriminator: nn.Module, pairs: Pairs) -> Logits:
-    """The discriminator's logits of pairs, all in one call, in float32 under mixed precision too.
+    """The discriminator's logits of pairs, all in one call; on the CPU in float32 under mixed precision too.
 
     PyTorch's bfloat16 convolutions over two frames have gradients that are not numbers on some CPUs.
     """
-    with torch.autocast(pairs.device.type, enabled=False):
-        logits: Tensor = discriminator(pairs.float().flatten(0, 1))
+    device = pairs.device.type
+    with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        logits: Tensor = discriminator(pairs.flatten(0, 1))
     return logits.reshape(pairs.shape[:2])
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vidgen.codecs import FrameCodec
 from vidgen.conditioning import Conditioning
 from vidgen.denoising import DenoisingStage
 from vidgen.noise import Independent
@@ -93,7 +94,8 @@ class AutoencoderStage(DenoisingStage):
             return
         discriminator = self.glober.modules["discriminator"]
         real, synthetic = self._shown(batch, found)
-        if step.index >= self.config.cra_warmup_steps:
+        # Validation counts steps of its own, and always looks.
+        if step.index >= self.config.cra_warmup_steps or not self.glober.video_encoder.training:
             logits = judge(discriminator, generator_pairs(real, synthetic))
             weights = pair_weights(found.gates, GENERATOR_REAL)
             adversarial = generator_loss(logits, self.config.cra_form, weights)  # eq. 10
@@ -123,12 +125,15 @@ class AutoencoderStage(DenoisingStage):
         cond = self.condition(batch, clean, None, step)
         vectors = self.glober.index((pair.to(device) / frames).flatten()).unflatten(0, (b, 2))
         prediction = self.glober.decoder(x_t, t, cond.tokens, v=v, index=vectors).float()
+        error = (prediction - diffusion.target(clean, noise, t)) ** 2
+        if self.config.snr_gamma is not None:
+            error = error * diffusion.min_snr_weight(t, clean, self.config.snr_gamma)
         return _Decoded(
             pair,
             clean,
             diffusion.clean_estimate(prediction, x_t, t),  # GLOBER eq. 9
             timestep_gate(diffusion, t, self.config.cra_gate),
-            ((prediction - diffusion.target(clean, noise, t)) ** 2).mean(),  # GLOBER eq. 6
+            error.mean(),  # GLOBER eq. 7, as a mean over elements
             posterior.kl(),
         )
 
@@ -136,9 +141,13 @@ class AutoencoderStage(DenoisingStage):
         """Return the real and the estimated frames as the discriminator sees them."""
         if self.config.judge == "latent":
             return found.clean, found.estimate
+        codec = self.glober.codec
+        assert isinstance(codec, FrameCodec)  # of `component_types`
         # Gradients pass through the codec, whose own weights stay.
         with torch.autocast(found.estimate.device.type, enabled=False):
-            synthetic = self.glober.codec.decode(found.estimate.float())
+            # Frame by frame and not by `decode`, which clamps: what leaves [-1, 1] would get no gradient.
+            flat = found.estimate.float().transpose(1, 2).flatten(0, 1)
+            synthetic = codec.decode_frames(flat).unflatten(0, (-1, 2)).transpose(1, 2)
         return _frames_of(batch.clip, found.pair), synthetic
 
     def _judged(self, real: Tensor, synthetic: Tensor, gates: Tensor) -> Loss:
@@ -188,7 +197,9 @@ class GeneratorStage(DenoisingStage):
         self._frames = frames
         yield from super().losses(replace(batch, latents=latents), step)
 
-    def _means(self, latents: Latents, step: TrainingStep) -> tuple[Latents, KnownMask | None]:
+    def _means(
+        self, latents: Latents, step: TrainingStep
+    ) -> tuple[Float[Tensor, "b gc 1 gh gw"], KnownMask | None]:
         del step
         with torch.no_grad():
             mean = self.glober.posterior(latents, self._frames).mean

@@ -129,9 +129,13 @@ class GLOBER(DenoisingStrategy):
         """The prompt; for frames also what the branch adds, computed once for all steps of the solver.
 
         Raises:
-            InvalidArgumentError: several prompts for one ``v``, or frames of another size than ``v`` was
-                trained with.
+            InvalidArgumentError: several prompts for one ``v``.
         """
+        if not isinstance(request.prompt, str) and len(set(request.prompt.values())) > 1:
+            raise InvalidArgumentError(
+                f"prompt has {len(request.prompt)} texts by frame; glober makes one v for the whole video, so "
+                "one prompt. Give one text."
+            )
         tokens, negative = self.tokens(call, request)
         if call.level == GLOBAL:
             return Conditioning(tokens, negative, self._global_scale(request))
@@ -146,15 +150,16 @@ class GLOBER(DenoisingStrategy):
         return Conditioning(tokens, negative, request.guidance_scale, extras=extras)
 
     def _global_scale(self, request: Request) -> float:
-        if not isinstance(request.prompt, str) and len(set(request.prompt.values())) > 1:
-            raise InvalidArgumentError(
-                f"prompt has {len(request.prompt)} texts by frame; glober makes one v for the whole video, so "
-                "one prompt. Give one text."
-            )
-        if request.prompt_embeds is None and request.prompt_at(0) == request.negative_prompt:
+        # The same whatever the prompt: videos of other prompts share the batch.
+        if not self.config.has_prompts:
             return 1.0  # both branches are the same
         chosen = request.options.global_guidance_scale if request.options is not None else None
         return float(self.config.global_guidance_scale if chosen is None else chosen)
+
+    def branches(self, call: Call, request: Request) -> int:
+        """Each of the two is guided by its own scale."""
+        scale = self._global_scale(request) if call.level == GLOBAL else request.guidance_scale
+        return 2 if scale != 1 else 1
 
     def denoiser(self, call: Call) -> Denoiser:
         """The generator for ``v``, the decoder for frames, under guidance."""

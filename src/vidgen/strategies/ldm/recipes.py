@@ -19,14 +19,14 @@ def shapes() -> Recipe:
             head_dim=16,
             text_width=64,
             drop_text=0.1,
-            guidance_scale=3.0,
+            guidance_scale=5.0,
             num_inference_steps=25,
         ),
         # A tenth of colour x shape x motion is never shown, here and in what starts from here.
         # Four frames of many videos are soon encoded, and are as good as any four.
         data=DataConfig(clip_length=1, frames=4, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=8000,
+            steps=16000,
             batch_size=64,
             learning_rate=1e-3,
             lr_schedule="cosine",
