@@ -155,6 +155,21 @@ def test_loss_is_the_mean_over_each_clips_frames_that_are_not_given():
     torch.testing.assert_close(cond.tokens, strategy.text_encoder.encode(BATCH.captions))
 
 
+def test_noise_bias_moves_the_timesteps():
+    strategy, seen = small(), []
+
+    def predict(x_t, t, cond):
+        seen.append(t)
+        return strategy.predict(x_t, t, cond)
+
+    for bias in (0.0, 2.0):
+        (_,) = DenoisingStage(strategy, predict, ["network"], noise_bias=bias).losses(BATCH, TrainingStep(0, "denoiser", 0, (0, 1, 2, 3)))
+    uniform = TrainingStep(0, "denoiser", 0, (0, 1, 2, 3)).uniform("timestep")
+    expected = strategy.diffusion.sample_timesteps(uniform, 2.0)
+    assert torch.equal(seen[1], expected)
+    assert (seen[1] > seen[0]).all()
+
+
 def test_batch_may_be_cut_anywhere():
     strategy = small(drop_text=0.5, snr_gamma=5.0)
     view = GivenFrames(0.6, 0.3)

@@ -168,6 +168,15 @@ def test_training_identities():
     torch.testing.assert_close(flow.clean_estimate(flow.target(clean, noise, t), x_t, t), clean)
 
 
+@pytest.mark.parametrize("scheduler", [ddim(), FlowMatchEulerDiscreteScheduler()])
+@pytest.mark.parametrize("bias", [0.0, 1.0, 3.0])
+def test_noisy_timesteps_are_seen_more_often(scheduler, bias):
+    uniform = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
+    t = Diffusion(scheduler).sample_timesteps(uniform, bias).double() / 1000
+    for limit in (0.25, 0.5, 0.9):  # a density that grows with t^bias has t^(bias + 1) below t
+        assert float((t < limit).double().mean()) == pytest.approx(limit ** (bias + 1), abs=2e-3)
+
+
 def test_timesteps_cover_the_schedule():
     uniform = torch.tensor([0.0, 0.5, 0.9999])
     assert Diffusion(ddim()).sample_timesteps(uniform).tolist() == [0, 500, 999]

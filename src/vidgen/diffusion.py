@@ -184,11 +184,16 @@ class Diffusion:
             raise SchedulerError(f"{name} has another noise schedule than the model's. {fix}")
         return other
 
-    def sample_timesteps(self, uniform: Tensor) -> Tensor:
-        """Turn ``uniform`` numbers in [0, 1) into training timesteps (integer, or real for a flow)."""
+    def sample_timesteps(self, uniform: Tensor, noise_bias: float = 0.0) -> Tensor:
+        """Turn ``uniform`` numbers in [0, 1) into training timesteps (integer, or real for a flow).
+
+        Their density grows with the ``noise_bias``-th power of the timestep: above 0, noisy ones are seen more
+        often.
+        """
+        power = 1 / (1 + noise_bias)
         if self.process == "flow":
-            return (1 - uniform) * self.num_train_timesteps
-        return (uniform * self.num_train_timesteps).long()
+            return (1 - uniform) ** power * self.num_train_timesteps
+        return (uniform**power * self.num_train_timesteps).long()
 
     def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
         """Return signal and noise coefficients at ``t`` of shape (b,) or (b, f), for ``like`` b c f h w.

@@ -56,6 +56,7 @@ class ClipConfig:
         drop_text: share of training clips whose prompt is dropped, for guidance.
         guidance_scale, num_inference_steps: defaults of sampling.
         prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``.
+        noise_bias: see ``Diffusion.sample_timesteps``.
         snr_gamma: see ``DenoisingStage``.
         beta_schedule, beta_start, beta_end, num_train_timesteps: of the noise schedule, as diffusers names
             them.
@@ -85,6 +86,7 @@ class ClipConfig:
     guidance_scale: float = 3.0
     num_inference_steps: int = 50
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    noise_bias: float = 0.0
     snr_gamma: float | None = None
     beta_schedule: str = "squaredcos_cap_v2"
     beta_start: float = 0.0001
@@ -96,6 +98,8 @@ class ClipConfig:
         """Check what annotations cannot say."""
         if not 0 <= self.drop_text <= 1:
             raise InvalidArgumentError(f"drop_text is {self.drop_text}; expected a share of the clips, 0 to 1.")
+        if self.noise_bias <= -1:
+            raise InvalidArgumentError(f"noise_bias is {self.noise_bias}; expected more than -1; 0 is uniform.")
         if (self.text == "open_clip") != (self.text_model is not None):
             raise InvalidArgumentError(
                 f"text={self.text!r} with text_model={self.text_model!r}; expected text='open_clip' with a "

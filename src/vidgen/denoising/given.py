@@ -15,7 +15,7 @@ from vidgen.trainable import TrainingStep
 __all__ = ["GivenFrames", "mark_given", "sample_known"]
 
 
-def sample_known(uniform: Tensor, frames: int, past: float, random: float) -> KnownMask:
+def sample_known(uniform: Tensor, frames: int, past: float, random: float, single: float = 0.0) -> KnownMask:
     """Draw which frames of each clip are given.
 
     Args:
@@ -23,6 +23,7 @@ def sample_known(uniform: Tensor, frames: int, past: float, random: float) -> Kn
         frames: frames of a clip.
         past: share of clips whose first 1 to ``frames - 1`` frames are given.
         random: share of clips with a random set of given frames (never all).
+        single: share of clips with one given frame: the first in half of them, any in the others.
     """
     kind, length, each = uniform[:, 0], uniform[:, 1], uniform[:, 2:]
     index = torch.arange(frames)
@@ -30,7 +31,9 @@ def sample_known(uniform: Tensor, frames: int, past: float, random: float) -> Kn
     is_past = (kind < past)[:, None] & (index < count[:, None])
     ranks = each.argsort(dim=1).argsort(dim=1)
     is_random = ((kind >= past) & (kind < past + random))[:, None] & (ranks < count[:, None])
-    return (is_past | is_random) & (frames > 1)
+    is_single = ((kind >= past + random) & (kind < past + random + single))[:, None]
+    place = ((2 * length - 1) * frames).long().clamp(min=0)  # the lower half is the first frame
+    return (is_past | is_random | (is_single & (index == place[:, None]))) & (frames > 1)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class GivenFrames:
     """The view of a ``DenoisingStage`` that takes clips whole and gives some of their frames.
 
     Args:
-        past, random: see ``sample_known``.
+        past, random, single: see ``sample_known``.
 
     Raises:
         InvalidArgumentError: they are no shares.
@@ -46,19 +49,21 @@ class GivenFrames:
 
     past: float = 0.0
     random: float = 0.0
+    single: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        if min(self.past, self.random) < 0 or self.past + self.random > 1:
+        shares = (self.past, self.random, self.single)
+        if min(shares) < 0 or sum(shares) > 1:
             raise InvalidArgumentError(
-                f"past={self.past} and random={self.random} are shares of the clips; expected 0 or more, "
-                "together at most 1."
+                f"past={self.past}, random={self.random} and single={self.single} are shares of the clips; "
+                "expected 0 or more, together at most 1."
             )
 
     def __call__(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
         """Return the clips as they are, and the mask ``b f`` of this step's given frames."""
         uniform = torch.stack([step.uniforms(i, "known", clips.shape[2] + 2) for i in range(clips.shape[0])])
-        return clips, sample_known(uniform, clips.shape[2], self.past, self.random)
+        return clips, sample_known(uniform, clips.shape[2], self.past, self.random, self.single)
 
 
 def mark_given(x_t: Latents, cond: Conditioning) -> Tensor:

@@ -41,6 +41,7 @@ class DenoisingStage(Stage):
         view: which frames of a clip are learnt from, and which of those are given; None takes clips whole,
             nothing given.
         drop_text: share of clips whose prompt is dropped, for guidance.
+        noise_bias: see ``Diffusion.sample_timesteps``.
         snr_gamma: bound of the signal-to-noise ratio in the loss weight (Hang et al. 2023, Min-SNR); None
             weighs all timesteps alike.
 
@@ -59,6 +60,7 @@ class DenoisingStage(Stage):
         name: str = "denoiser",
         view: View | None = None,
         drop_text: float = 0.0,
+        noise_bias: float = 0.0,
         snr_gamma: float | None = None,
     ) -> None:
         unknown = sorted(set(components) - set(strategy.modules))
@@ -71,7 +73,8 @@ class DenoisingStage(Stage):
             raise InvalidArgumentError(f"drop_text is {drop_text}; expected a share of the clips, 0 to 1.")
         self.strategy, self.predict = strategy, predict
         self.name, self.components = name, tuple(components)
-        self.view, self.drop_text, self.snr_gamma = view, drop_text, snr_gamma
+        self.view, self.drop_text = view, drop_text
+        self.noise_bias, self.snr_gamma = noise_bias, snr_gamma
 
     def optimizers(self) -> tuple[OptimizerGroup, ...]:
         """One optimiser for all."""
@@ -84,7 +87,7 @@ class DenoisingStage(Stage):
         if self.view is not None:
             clean, known = self.view(clean, step)
             known = None if known is None else known.to(clean.device)
-        t = diffusion.sample_timesteps(step.uniform("timestep")).to(clean.device)
+        t = diffusion.sample_timesteps(step.uniform("timestep"), self.noise_bias).to(clean.device)
         noise = step.noise(self.strategy.prior, clean)
         cond = self.condition(batch, clean, known, step)
         prediction = self.predict(diffusion.noised(clean, noise, t), t, cond)

@@ -124,6 +124,12 @@ class DenoisingStrategy(Strategy):
         c.check_trainable()
         return (
             DenoisingStage(
-                self, self.predict, learns, view=self.view, drop_text=c.drop_text, snr_gamma=c.snr_gamma
+                self,
+                self.predict,
+                learns,
+                view=self.view,
+                drop_text=c.drop_text,
+                noise_bias=c.noise_bias,
+                snr_gamma=c.snr_gamma,
             ),
         )

@@ -162,6 +162,19 @@ def test_masks_have_the_shares_they_should():
     assert not sample_known(uniform[:, :3], 1, 1.0, 0.0).any()
 
 
+def test_single_frames_are_the_first_or_any():
+    uniform = torch.rand(20000, 8, generator=torch.Generator().manual_seed(0))
+    known = sample_known(uniform, 6, past=0.2, random=0.1, single=0.5)
+    kind = uniform[:, 0]
+    single = known[(kind >= 0.3) & (kind < 0.8)]
+    assert (single.sum(1) == 1).all()
+    assert not known[kind >= 0.8].any()
+    share = single.float().mean(0)
+    assert abs(share[0] - (0.5 + 0.5 / 6)) < 0.02
+    assert (share[1:] - 0.5 / 6).abs().max() < 0.02
+    assert torch.equal(known[kind < 0.3], sample_known(uniform, 6, past=0.2, random=0.1)[kind < 0.3])
+
+
 def test_loss_is_on_new_frames_only_and_noise_is_the_priors():
     strategy = build(prior=Decomposed(lam=0.9), mask_past=1.0, mask_random=0.0, drop_text=1.0)
     (stage,) = strategy.stages()

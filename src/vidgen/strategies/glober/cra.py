@@ -21,6 +21,7 @@ from vidgen.errors import InvalidArgumentError
 
 __all__ = [
     "DISCRIMINATOR_FAKE",
+    "DISCRIMINATOR_FAKE_UNORDERED",
     "DISCRIMINATOR_REAL",
     "GENERATOR_REAL",
     "Form",
@@ -54,6 +55,8 @@ DISCRIMINATOR_REAL: tuple[Pair, ...] = ((X_I, X_J),)
 """What the discriminator should take for real."""
 DISCRIMINATOR_FAKE: tuple[Pair, ...] = ((X_I, XH_J), (XH_I, X_J), (XH_I, XH_J), (X_J, X_I), (XH_J, XH_I))
 """What it should not: a synthesised frame, or the wrong order."""
+DISCRIMINATOR_FAKE_UNORDERED: tuple[Pair, ...] = DISCRIMINATOR_FAKE[:3]
+"""The same without the order, for data that look alike backwards: there a swapped real pair is a real pair."""
 GENERATOR_REAL: tuple[Pair, ...] = ((XH_I, XH_J), (XH_I, X_J), (X_I, XH_J))
 """What the decoder wants it to take for real."""
 
@@ -79,17 +82,20 @@ def draw_frames(uniforms: Float[Tensor, "b 2"], num_frames: int) -> Int[Tensor, 
     return torch.stack([first, other], dim=1).sort(dim=1).values
 
 
-def discriminator_pairs(real: Two, synthetic: Estimates) -> tuple[RealPairs, Pairs]:
-    """The pairs that the discriminator learns from: real ones ``(1, b, ...)`` and fake ones ``(5, b, ...)``.
+def discriminator_pairs(
+    real: Two, synthetic: Estimates, fakes: Sequence[Pair] = DISCRIMINATOR_FAKE
+) -> tuple[RealPairs, Pairs]:
+    """The pairs that the discriminator learns from: real ones ``(1, b, ...)`` and fake ones ``(p, b, ...)``.
 
     No gradient leaves them: what the discriminator learns never reaches the decoder.
 
     Args:
         real: frames i and j of the data.
         synthetic: the decoder's estimates of the same frames.
+        fakes: which pairs are fake, ``DISCRIMINATOR_FAKE`` or ``DISCRIMINATOR_FAKE_UNORDERED``.
     """
     real, synthetic = real.detach(), synthetic.detach()
-    return _pairs(DISCRIMINATOR_REAL, real, synthetic), _pairs(DISCRIMINATOR_FAKE, real, synthetic)
+    return _pairs(DISCRIMINATOR_REAL, real, synthetic), _pairs(fakes, real, synthetic)
 
 
 def generator_pairs(real: Two, synthetic: Estimates) -> Pairs:

@@ -76,6 +76,7 @@ def shapes() -> Recipe:
             generator_pooled_text=True,
             discriminator_width=48,
             discriminator_multipliers=(1, 2),
+            cra_order=False,  # shapes move alike forwards and backwards
             cra_gate=3.0,
             cra_warmup_steps=1000,
             discriminator_lr_scale=0.3,

@@ -17,6 +17,7 @@ from vidgen.noise import Independent
 from vidgen.shapes import KnownMask, Latents
 from vidgen.strategies.glober.cra import (
     DISCRIMINATOR_FAKE,
+    DISCRIMINATOR_FAKE_UNORDERED,
     DISCRIMINATOR_REAL,
     GENERATOR_REAL,
     discriminator_loss,
@@ -119,7 +120,7 @@ class AutoencoderStage(DenoisingStage):
         if self.config.posterior != "deterministic":
             v = posterior.sample(_posterior_noise(step, v))  # GLOBER eq. 1
         times = torch.stack([step.uniforms(i, "timestep", 2) for i in range(b)])
-        t = diffusion.sample_timesteps(times).to(device)
+        t = diffusion.sample_timesteps(times, self.config.noise_bias).to(device)
         noise = _frame_noise(self.glober, step, pair, clean)
         x_t = diffusion.noised(clean, noise, t)  # GLOBER eq. 5, with sqrt(1 - abar)
         cond = self.condition(batch, clean, None, step)
@@ -153,14 +154,17 @@ class AutoencoderStage(DenoisingStage):
     def _judged(self, real: Tensor, synthetic: Tensor, gates: Tensor) -> Loss:
         """The discriminator's loss, by what it was before this step's update of the decoder."""
         discriminator = self.glober.modules["discriminator"]
-        yes, no = discriminator_pairs(real, synthetic)
+        fakes = DISCRIMINATOR_FAKE if self.config.cra_order else DISCRIMINATOR_FAKE_UNORDERED
+        yes, no = discriminator_pairs(real, synthetic, fakes)
         logits = judge(discriminator, torch.cat([yes, no]))
-        weights = pair_weights(gates, DISCRIMINATOR_FAKE)
+        weights = pair_weights(gates, fakes)
         own = pair_weights(gates, DISCRIMINATOR_REAL)
         value = discriminator_loss(logits[:1], logits[1:], self.config.cra_form, own, weights)  # eq. 10
         means = logits.detach().float().mean(1)
         logs = {"logit/real": float(means[0]), "logit/fake": float(means[1:4].mean())}
-        return Loss("discriminator", value, logs | {"logit/swapped": float(means[4])})
+        if self.config.cra_order:
+            logs["logit/swapped"] = float(means[4])
+        return Loss("discriminator", value, logs)
 
 
 class GeneratorStage(DenoisingStage):
@@ -178,6 +182,7 @@ class GeneratorStage(DenoisingStage):
             name="generator",
             view=self._means,
             drop_text=strategy.config.drop_text,
+            noise_bias=strategy.config.noise_bias,
             snr_gamma=strategy.config.snr_gamma,
         )
         self.glober = strategy

@@ -19,20 +19,24 @@ class VDMConfig(UNetConfig):
         context: latent frames that each window of a longer video shares with the one before it.
         mask_past: share of training clips whose first frames are given clean.
         mask_random: share of training clips with a random set of given frames.
+        mask_single: share of training clips with one given frame, the first in half of them. Where an object
+            is now and the prompt say where it will be: so a small model learns directions soonest.
     """
 
     context: int = 4
     mask_past: float = 0.4
     mask_random: float = 0.1
+    mask_single: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
         super().__post_init__()
-        shares = (self.mask_past, self.mask_random)
+        shares = (self.mask_past, self.mask_random, self.mask_single)
         if min(shares) < 0 or sum(shares) > 1:
             raise InvalidArgumentError(
-                f"mask_past={self.mask_past} and mask_random={self.mask_random} are shares of the clips; "
-                "expected 0 or more, together at most 1."
+                f"mask_past={self.mask_past}, mask_random={self.mask_random} and "
+                f"mask_single={self.mask_single} are shares of the clips; expected 0 or more, together at "
+                "most 1."
             )
         if not 0 < self.context < self.sample_frames and self.sample_frames > 1:
             raise InvalidArgumentError(
@@ -43,7 +47,7 @@ class VDMConfig(UNetConfig):
     @property
     def takes_frames(self) -> bool:
         """Whether the network was trained with given clean frames."""
-        return self.mask_past + self.mask_random > 0
+        return self.mask_past + self.mask_random + self.mask_single > 0
 
 
 @dataclass(frozen=True)

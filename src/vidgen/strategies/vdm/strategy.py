@@ -79,8 +79,8 @@ class VDM(DenoisingStrategy):
     def _replaces(self, options: VDMOptions) -> bool:
         if options.given == "clean" and not self.config.takes_frames:
             raise InvalidArgumentError(
-                "given='clean' was asked of a vdm trained without given frames (mask_past and mask_random "
-                "are 0). Use given='replacement', or train with mask_past=0.4."
+                "given='clean' was asked of a vdm trained without given frames (mask_past, mask_random "
+                "and mask_single are 0). Use given='replacement', or train with mask_past=0.4."
             )
         return options.given == "replacement" or not self.config.takes_frames
 
@@ -93,4 +93,5 @@ class VDM(DenoisingStrategy):
 
     def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
         """Whole clips; in some the past, or a random set of frames, is given."""
-        return GivenFrames(self.config.mask_past, self.config.mask_random)(clips, step)
+        c = self.config
+        return GivenFrames(c.mask_past, c.mask_random, c.mask_single)(clips, step)
