@@ -163,7 +163,9 @@ def test_noise_bias_moves_the_timesteps():
         return strategy.predict(x_t, t, cond)
 
     for bias in (0.0, 2.0):
-        (_,) = DenoisingStage(strategy, predict, ["network"], noise_bias=bias).losses(BATCH, TrainingStep(0, "denoiser", 0, (0, 1, 2, 3)))
+        (_,) = DenoisingStage(strategy, predict, ["network"], noise_bias=bias).losses(
+            BATCH, TrainingStep(0, "denoiser", 0, (0, 1, 2, 3))
+        )
     uniform = TrainingStep(0, "denoiser", 0, (0, 1, 2, 3)).uniform("timestep")
     expected = strategy.diffusion.sample_timesteps(uniform, 2.0)
     assert torch.equal(seen[1], expected)
