@@ -12,6 +12,8 @@ from trainings import RECIPE
 
 from vidgen.checkpoint import replaced_folder
 from vidgen.errors import CheckpointError, VideoError
+from vidgen.recipe import Recipe
+from vidgen.strategies.vdm import VDMConfig
 from vidgen.training.run import RunFolder
 
 
@@ -100,3 +102,23 @@ def test_errors_of_our_own_pass_as_they_are(tmp_path):
     with replaced_folder(tmp_path / "run" / "checkpoints" / "step-00000002") as temporary:
         (temporary / "x").write_text("x")
     assert folder.steps() == [2]
+
+
+@pytest.mark.parametrize("part", ["model", "data", "training"])
+def test_a_run_from_before_a_field_was_there_goes_on(tmp_path, part):
+    field, other = {
+        "model": ("noise_bias", 1.0),
+        "data": ("flip", True),
+        "training": ("weight_decay", 0.5),
+    }[part]
+    recipe = Recipe("vdm", VDMConfig())
+    run = RunFolder(tmp_path / "run", recipe, resume=True)
+    run.checkpoint(1).mkdir(parents=True)
+    kept = json.loads((tmp_path / "run/recipe.json").read_text())
+    del kept[part][field]
+    (tmp_path / "run/recipe.json").write_text(json.dumps(kept))
+    changed = replace(recipe, **{part: replace(getattr(recipe, part), **{field: other})})
+    with pytest.raises(CheckpointError, match=rf"another recipe \({part}.{field}: .* there, {other} now\)"):
+        RunFolder(tmp_path / "run", changed, resume=True)
+    RunFolder(tmp_path / "run", recipe, resume=True)
+    assert field in json.loads((tmp_path / "run/recipe.json").read_text())[part]

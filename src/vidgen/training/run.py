@@ -15,6 +15,7 @@ A run may be killed at any moment: whatever has its final name is complete, what
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -85,7 +86,7 @@ class RunFolder:
         described = configs.to_dict(recipe)
         described["data"]["path"] = _resolved(described["data"]["path"])  # may go on from elsewhere
         if index.is_file():
-            self._check(configs.read_json(index), described, resume)
+            self._check(_completed(configs.read_json(index), recipe), described, resume)
         folder.mkdir(parents=True, exist_ok=True)
         configs.write_json(index, described)
 
@@ -212,6 +213,18 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     if isinstance(leaves.get("data.path"), str):
         leaves["data.path"] = _resolved(leaves["data.path"])
     return leaves
+
+
+def _completed(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a kept recipe with the fields that came after it was written, at what they are by default."""
+    filled = dict(found)
+    for part in ("model", "data", "training"):
+        kind, kept = type(getattr(recipe, part)), found.get(part)
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        plain = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        if isinstance(kept, Mapping):
+            filled[part] = {**json.loads(json.dumps(plain, default=str)), **kept}
+    return filled
 
 
 def _resolved(path: str) -> str:
