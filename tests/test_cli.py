@@ -357,7 +357,7 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["generate", "shapes/unheard-of"], 1, "no bundled model is called 'shapes/unheard-of'"),
         (["info", "vmd"], 2, "Did you mean 'vdm'"),
         (["info", "vdm", "--set", "widht=3"], 2, "Did you mean 'width"),
-        (["info", "vdm", "--set", "mask_past=.95"], 2, "mask_past=0.95 and mask_random="),
+        (["info", "vdm", "--set", "mask_past=.95"], 2, "mask_past=0.95, mask_random="),
         (["info", "vdm", "--frames", "0"], 2, "num_frames is 0"),
         (["info", "vdm", "--recipe", "tinny"], 2, "Did you mean 'vdm/tiny'"),
         (["nonsense"], 2, "No such command"),

@@ -28,7 +28,7 @@ def write_card(folder: Path, record: Mapping[str, Any], sheets: Mapping[str, Ima
 
     Args:
         folder: of the model.
-        record: as ``build_model`` makes it.
+        record: as ``build_model`` makes it; a text ``outdated`` says why another recipe bears the name now.
         sheets: pictures by file name.
     """
     for name, sheet in sheets.items():
@@ -50,6 +50,7 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         f"Made by `vidgen models train {record['model']}`: {record['steps']:,} steps, "
         f"{record['training_seconds'] / 60:.0f} minutes of training steps on {record['device']}.",
         "",
+        *([record["outdated"], ""] if record.get("outdated") else []),
         *_quality(record["quality"]),
     ]
     for name in sheets:
