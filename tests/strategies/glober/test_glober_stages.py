@@ -59,7 +59,7 @@ def share_of_one(name):
 
 
 @torch.no_grad()
-def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl"):
+def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl", fake_weight=1.0):
     """Every part of the first stage's losses."""
     abar = strategy.scheduler.alphas_cumprod
     keys = torch.tensor([0.0, 7 / 8])
@@ -101,7 +101,7 @@ def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl"
     fake = logits(*fakes)
     judged = FORMS[form](logits((x_i, x_j)), fake[:0])
     for logit, weight in zip(fake, weights, strict=True):
-        judged = judged + weight * FORMS[form](fake[:0], logit[None])
+        judged = judged + fake_weight * weight * FORMS[form](fake[:0], logit[None])
     return torch.stack(errors).mean(), divergence, adversarial, judged.mean(), torch.tensor(gates)
 
 
@@ -128,6 +128,17 @@ def test_losses_are_error_divergence_and_adversary(form, gate):
         "divergence": pytest.approx(float(divergence), rel=1e-4),
         "adversarial": pytest.approx(float(adversarial), rel=1e-3, abs=1e-4),
     }
+
+
+@pytest.mark.parametrize("gate", [None, 1.0])
+def test_balanced_fakes_weigh_as_much_as_the_real_pair(gate):
+    strategy = build(cra_balance=True, cra_gate=gate, cra_weight=0.3, drop_text=0.0)
+    stage = autoencoder(strategy)
+    step = step_of(stage)
+    _, _, adversarial, judged, _ = by_hand(strategy, step, gate=gate, fake_weight=1 / 5)
+    first, second = stage.losses(batch_of(LATENTS), step)
+    torch.testing.assert_close(second.value.detach(), judged, rtol=1e-4, atol=1e-4)
+    assert first.logs["adversarial"] == pytest.approx(float(adversarial), rel=1e-3, abs=1e-4)  # as before
 
 
 @pytest.mark.parametrize("posterior", ["deterministic", "variance", "kl"])
@@ -400,12 +411,12 @@ def test_both_stages_train_in_bfloat16(trained):
 
 @torch.no_grad()
 def test_an_untrained_discriminator_sees_the_order_by_the_slots_embeddings():
-    discriminator = build(trained=False).modules["discriminator"]
+    discriminator = build(trained=False).modules["discriminator"].double()
     for module in discriminator.modules():
         if isinstance(module, torch.nn.Conv3d):  # what else could tell: kernels that look back and ahead
             module.weight.copy_((module.weight + module.weight.flip(2)) / 2)
-    pairs = noise(4, 12, 2, 4, 4)
+    pairs = noise(4, 12, 2, 4, 4).double()
     apart = discriminator(pairs) - discriminator(pairs.flip(2))
-    assert apart.abs().min() > 1e-5
+    assert apart.abs().min() > 1e-7
     discriminator.slots[:, 1] = discriminator.slots[:, 0]
-    torch.testing.assert_close(discriminator(pairs), discriminator(pairs.flip(2)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(discriminator(pairs), discriminator(pairs.flip(2)), rtol=0, atol=1e-12)

@@ -86,7 +86,6 @@ class PairDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                 parts.append(nn.Conv3d(channels, channels, 3, stride=(1, 2, 2), padding=1))
             self.levels.append(_Level(parts))
         self.tail = nn.Conv3d(channels, width, 3, padding=1)
-        self.tail_norm = nn.GroupNorm(_groups(width), width)
         self.logit = nn.Linear(width, 1)
 
     @classmethod
@@ -123,7 +122,8 @@ class PairDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
         hidden = self.stem(pairs.to(self.slots.dtype) + self.slots)
         for level in self.levels:
             hidden = level(hidden)
-        hidden = functional.silu(self.tail_norm(self.tail(hidden)))
+        # No norm here: over pixels and frames it would take away what the mean is to tell.
+        hidden = functional.silu(self.tail(hidden))
         logits: Tensor = self.logit(hidden.mean((2, 3, 4)))[:, 0]
         return logits
 

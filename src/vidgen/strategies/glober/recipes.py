@@ -77,9 +77,9 @@ def shapes() -> Recipe:
             discriminator_width=48,
             discriminator_multipliers=(1, 2),
             cra_order=False,  # shapes move alike forwards and backwards
-            cra_gate=3.0,
+            cra_balance=True,
+            cra_weight=0.02,
             cra_warmup_steps=1000,
-            discriminator_lr_scale=0.3,
             drop_text=0.1,
             # The prompt says what v says: told half the time, the decoder learns to listen to v.
             drop_text_frames=0.5,

@@ -158,6 +158,8 @@ class AutoencoderStage(DenoisingStage):
         yes, no = discriminator_pairs(real, synthetic, fakes)
         logits = judge(discriminator, torch.cat([yes, no]))
         weights = pair_weights(gates, fakes)
+        if self.config.cra_balance:
+            weights = weights / len(fakes)
         own = pair_weights(gates, DISCRIMINATOR_REAL)
         value = discriminator_loss(logits[:1], logits[1:], self.config.cra_form, own, weights)  # eq. 10
         means = logits.detach().float().mean(1)
