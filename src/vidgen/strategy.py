@@ -266,6 +266,14 @@ class Strategy(Trainable):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.codec.encode(batch.clip)
 
+    def halves(self, call: Call) -> tuple[Call, Call] | None:
+        """Return two calls that together make what ``call`` does, or None where its frames need each other.
+
+        The sampler asks where memory is too small for the whole call.
+        """
+        del call
+        return None
+
     def batch_key(self, call: Call) -> tuple[Any, ...]:
         """Return what two calls must share to be answered in one batch."""
         return (call.level, len(call.frames), bool(call.given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Call", "Level", "Slot", "call_id"]
 
@@ -44,6 +44,20 @@ class Call:
     frames: tuple[int, ...]
     given: tuple[Slot, ...]
     emits: tuple[Slot, ...]
+
+    def halves(self) -> tuple[Call, Call] | None:
+        """Return two calls that each emit half of the slots, or None of a call that emits one.
+
+        They cover no other frames: for networks that make each frame alone.
+        """
+        if len(self.emits) < 2:
+            return None
+        middle = len(self.emits) // 2
+        return self._part(self.emits[:middle]), self._part(self.emits[middle:])
+
+    def _part(self, emits: tuple[Slot, ...]) -> Call:
+        frames = tuple(sorted(frame for _, frame in emits))
+        return replace(self, id=call_id(self.level, frames), frames=frames, emits=emits)
 
 
 def call_id(level: str, frames: Sequence[int]) -> str:

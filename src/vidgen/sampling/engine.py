@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from logging import getLogger
 
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from vidgen.conditioning import Conditioning
@@ -22,20 +24,32 @@ from vidgen.strategy import Canvas, Strategy
 
 __all__ = ["Engine", "Job", "StepHook"]
 
+_LOG = getLogger(__name__)
+
 StepHook = Callable[[list["Job"], int, Tensor, Tensor], Tensor]
 """``(jobs of the batch, step, timestep, latents) -> latents`` after every solver step."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call for one video."""
+    """One call for one video.
+
+    Args:
+        call: what is to be made.
+        video: which of the videos.
+        share: of the plan's call that this is: less than 1 where it was parted.
+    """
 
     call: Call
     video: int
+    share: float = 1.0
 
 
 class Engine:
     """Executes one plan for several videos.
+
+    A batch that memory does not hold is answered in halves: of its jobs, then of a call's frames where the
+    strategy can part them. What did not fit is remembered for the batches that follow.
 
     Args:
         strategy: answers the calls.
@@ -66,6 +80,7 @@ class Engine:
         self.plan, self.requests = generation.plan, generation.requests
         self.batch_size = batch_size or len(self.requests)
         self.stream, self.on_step, self.work = stream, on_step, work
+        self._fits: int | None = None  # frames in one batch; None: as many as come
         self.canvases = [Canvas(generation.given.pins) for _ in self.requests]
         self.released = 0
         self._wanted = frozenset(self.plan.frames)
@@ -130,11 +145,41 @@ class Engine:
             found = [latents for latents in loaded if latents is not None]
             if len(found) == len(batch):
                 return found
-        results = self._compute(batch)
+        results = self._answered(batch)
         if self.work is not None:
             for job, latents in zip(batch, results, strict=True):
                 self.work.save(job.call, job.video, latents)
         return results
+
+    def _answered(self, batch: list[Job]) -> list[Tensor]:
+        """Compute a batch as a whole, or in halves where memory runs out."""
+        parts = self._halves(batch)
+        frames = sum(len(job.call.frames) for job in batch)
+        if parts is None or self._fits is None or frames <= self._fits:
+            try:
+                return self._compute(batch)
+            except Exception as error:
+                if parts is None or not should_reduce_batch_size(error):
+                    raise
+                self._fits = frames // 2
+                _LOG.warning("no memory for %d frames at once; going on with %d", frames, self._fits)
+            clear_device_cache(garbage_collection=True)  # here the error no longer holds what failed
+        answers = [self._answered(part) for part in parts]
+        if len(batch) > 1:
+            return [latents for answer in answers for latents in answer]
+        return [torch.cat([latents for answer in answers for latents in answer], dim=1)]
+
+    def _halves(self, batch: list[Job]) -> list[list[Job]] | None:
+        """Part a batch of several jobs, or the call of a single one; None where that cannot be."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return [batch[:middle], batch[middle:]]
+        (job,) = batch
+        calls = self.strategy.halves(job.call)
+        if calls is None:
+            return None
+        part = job.share / len(job.call.emits)
+        return [[replace(job, call=call, share=part * len(call.emits))] for call in calls]
 
     def _compute(self, batch: list[Job]) -> list[Tensor]:
         strategy, device = self.strategy, self.strategy.device

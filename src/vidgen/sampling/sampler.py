@@ -55,7 +55,7 @@ class Sampler:
         self.interrupt = False
         self._progress: dict[str, Any] = {}
         self._pace = Pace()
-        self._evaluated = 0  # a hidden progress bar does not count
+        self._evaluated = 0.0  # a hidden progress bar does not count
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
         """Move the strategy; returns the sampler itself."""
@@ -168,7 +168,8 @@ class Sampler:
                 plan has a slot for, ``{(level, frame): tensor c h w}``, such as the feature of a whole video.
             scheduler: another diffusers scheduler of the same process, or its name.
             eta: share of fresh noise in every DDIM step, in [0, 1].
-            batch_size: most (call, video) pairs answered at once; the result does not depend on it.
+            batch_size: most (call, video) pairs answered at once; the result does not depend on it. What
+                memory does not hold is answered in halves.
             out: write to this file (for several videos ``NAME-000.EXT``, ...) frame by frame instead of
                 returning frames; memory then stays bounded by the plan's window.
             work: folder in which finished calls are kept; the same call goes on from there (with the seed
@@ -200,7 +201,7 @@ class Sampler:
 
     def _timed(self, run: _Run, output_type: str, out: str | Path | None) -> SamplerOutput:
         """Run to the end, and remember how long that took."""
-        began, self._evaluated = time.perf_counter(), 0
+        began, self._evaluated = time.perf_counter(), 0.0
         result = run.collect(output_type) if out is None else run.write(out)
         evaluations = round(self._evaluated * run.generation.guided)
         self._pace.measured(run.generation.kind, time.perf_counter() - began, evaluations)
@@ -212,8 +213,8 @@ class Sampler:
                 raise UnknownNameError("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
 
         def hook(jobs: list[Job], step: int, t: Tensor, latents: Tensor) -> Tensor:
-            bar.update(len(jobs))
-            self._evaluated += len(jobs)
+            self._evaluated += sum(job.share for job in jobs)
+            bar.update(round(self._evaluated) - bar.n)
             if callback is not None:
                 inputs = {"latents": latents, "call": jobs[0].call}
                 answer = callback(self, step, t, {name: inputs[name] for name in names}) or {}

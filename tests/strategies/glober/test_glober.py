@@ -106,6 +106,24 @@ def test_128_frames_in_any_chunks_and_order_are_the_same(make, whole):
         torch.testing.assert_close(frames, whole, **CLOSE)
 
 
+def test_chunks_that_memory_does_not_hold_are_parted(make, whole, monkeypatch):
+    predict, seen = GLOBER.predict, []
+
+    def limited(self, x_t, t, cond):
+        seen.append(x_t.shape[2])
+        if x_t.shape[2] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return predict(self, x_t, t, cond)
+
+    monkeypatch.setattr(GLOBER, "predict", limited)
+    plan = chunks(LONG, LONG, root=GLOBAL)
+    frames = make("red circle", num_frames=LONG, plan=plan, **LATENT).frames
+    torch.testing.assert_close(frames, whole, **CLOSE)
+    # 128, 64 and 32 fail once each, and nothing above 16 is asked again.
+    assert seen[:3] == [128, 64, 32]
+    assert set(seen[3:]) == {16}
+
+
 def test_any_frames_can_be_had_alone(make, whole):
     chosen = [2, 77, 78, 127]
     some = make("red circle", num_frames=LONG, frames=chosen, **LATENT)

@@ -117,6 +117,10 @@ class GLOBER(DenoisingStrategy):
                     "video instead, v = strategy.encode(video), and give pins={('global', 0): v}."
                 )
 
+    def halves(self, call: Call) -> tuple[Call, Call] | None:
+        """Any frames can be had alone."""
+        return call.halves()
+
     def frame_rate(self, num_frames: int) -> float:
         """A clip lasts as long as those of the training, however many frames are made of it."""
         return self.config.sample_fps * num_frames / self.config.sample_frames
