@@ -12,7 +12,7 @@ from einops import rearrange
 from tiny_vdm import CONFIG, build, sampler
 
 from vidgen import checkpoint
-from vidgen.denoising import sample_known
+from vidgen.denoising import GivenFrames, sample_known
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.nn import build_unet
 from vidgen.noise import Decomposed, NoiseKey
@@ -232,6 +232,21 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut():
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
 
 
+def test_clips_begin_with_a_picture_until_first_frame_steps():
+    strategy = build(mask_past=1.0, mask_random=0.0, first_frame_steps=3)
+    (stage,) = strategy.stages()
+    clips = torch.randn(4, 12, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    for index in (0, 2):
+        same, known = stage.view(clips, TrainingStep(5, stage.name, index, (0, 1, 2, 3)))
+        assert torch.equal(same, clips)
+        assert known.tolist() == [[True, *[False] * 5]] * 4
+    step = TrainingStep(5, stage.name, 3, (0, 1, 2, 3))
+    _, known = stage.view(clips, step)
+    assert torch.equal(known, GivenFrames(1.0, 0.0)(clips, step)[1])
+    assert not build(mask_past=0.0, mask_random=0.0).config.takes_frames
+    assert build(mask_past=0.0, mask_random=0.0, first_frame_steps=1).config.takes_frames
+
+
 def test_levels_that_it_does_not_know_are_refused():
     with pytest.raises(PlanError, match=r"level 'global'; vdm knows frames of the video"):
         build().accepts(chunks(12, 6, root="global"))
@@ -280,6 +295,7 @@ def test_training_lowers_the_loss_and_takes_words_and_statistics_from_the_data(t
     [
         ({"mask_past": 0.9, "mask_random": 0.2}, "together at most 1"),
         ({"drop_text": -0.1}, "expected a share"),
+        ({"first_frame_steps": -1}, "expected 0 or more"),
         ({"context": 6}, "expected 1 to 5"),
         ({"context": 0}, "expected 1 to 5"),
     ],

@@ -78,7 +78,7 @@ def shapes() -> Recipe:
             discriminator_multipliers=(1, 2),
             cra_order=False,  # shapes move alike forwards and backwards
             cra_balance=True,
-            cra_weight=0.02,
+            cra_weight=0.002,
             cra_warmup_steps=1000,
             drop_text=0.1,
             # The prompt says what v says: told half the time, the decoder learns to listen to v.
@@ -89,7 +89,7 @@ def shapes() -> Recipe:
         ),
         data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=8000,
+            steps=6000,
             batch_size=16,
             learning_rate=1e-3,
             lr_schedule="cosine",

@@ -21,12 +21,15 @@ class VDMConfig(UNetConfig):
         mask_random: share of training clips with a random set of given frames.
         mask_single: share of training clips with one given frame, the first in half of them. Where an object
             is now and the prompt say where it will be: so a small model learns directions soonest.
+        first_frame_steps: training steps at the start in which the first frame of every clip is given and
+            nothing else: what becomes of a picture is learnt before what becomes of none.
     """
 
     context: int = 4
     mask_past: float = 0.4
     mask_random: float = 0.1
     mask_single: float = 0.0
+    first_frame_steps: int = 0
 
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
@@ -38,6 +41,8 @@ class VDMConfig(UNetConfig):
                 f"mask_single={self.mask_single} are shares of the clips; expected 0 or more, together at "
                 "most 1."
             )
+        if self.first_frame_steps < 0:
+            raise InvalidArgumentError(f"first_frame_steps is {self.first_frame_steps}; expected 0 or more.")
         if not 0 < self.context < self.sample_frames and self.sample_frames > 1:
             raise InvalidArgumentError(
                 f"context is {self.context}; expected 1 to {self.sample_frames - 1} of the "
@@ -47,7 +52,7 @@ class VDMConfig(UNetConfig):
     @property
     def takes_frames(self) -> bool:
         """Whether the network was trained with given clean frames."""
-        return self.mask_past + self.mask_random + self.mask_single > 0
+        return self.mask_past + self.mask_random + self.mask_single + self.first_frame_steps > 0
 
 
 @dataclass(frozen=True)

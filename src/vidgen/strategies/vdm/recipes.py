@@ -58,6 +58,7 @@ def shapes() -> Recipe:
             mask_random=0.0,
             # Uniform noise levels and few given frames taught the axis of a motion and not its direction, which
             # is decided at high noise, where little is to be gained: told where the object is, much is.
+            first_frame_steps=1000,
             mask_single=0.6,
             noise_bias=2.0,
             guidance_scale=3.0,

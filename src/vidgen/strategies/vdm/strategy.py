@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -92,6 +93,10 @@ class VDM(DenoisingStrategy):
         return prediction
 
     def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
-        """Whole clips; in some the past, or a random set of frames, is given."""
+        """Whole clips; in some the past, or a random set of frames, is given; at first all begin with a picture."""
         c = self.config
+        if step.index < c.first_frame_steps:
+            known = torch.zeros(clips.shape[0], clips.shape[2], dtype=torch.bool)
+            known[:, 0] = True
+            return clips, known
         return GivenFrames(c.mask_past, c.mask_random, c.mask_single)(clips, step)
