@@ -93,7 +93,7 @@ class VDM(DenoisingStrategy):
         return prediction
 
     def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
-        """Whole clips; in some the past, or a random set of frames, is given; at first all begin with a picture."""
+        """Whole clips; at first all begin with a picture, then in some the past or a few frames are given."""
         c = self.config
         if step.index < c.first_frame_steps:
             known = torch.zeros(clips.shape[0], clips.shape[2], dtype=torch.bool)
