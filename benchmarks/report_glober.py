@@ -1,0 +1,142 @@
+"""Puts GLOBER's records into ``docs/glober.md`` as tables: ``python benchmarks/report_glober.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "glober.md"
+MARK = "<!-- results -->\n"
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows), ""]
+
+
+def looks(agreement: dict[str, float]) -> str:
+    """Shape, colour and motion in per cent."""
+    return " / ".join(f"{100 * agreement[name]:.0f}" for name in ("shape", "colour", "motion"))
+
+
+def decoding() -> list[str]:
+    found = load("glober_decoding_cpu")
+    line, branch = found["linear"], found["branch"]
+    rows = [
+        (
+            row["frames"],
+            row["chunk"],
+            row["seconds"],
+            f"{100 * row['generator_share']:.1f}%",
+            round(row["peak_megabytes"] - row["peak_megabytes_before"]),
+        )
+        for row in found["lengths"]
+    ]
+    beside = {row["frames"]: row["seconds"] for row in found.get("vdm", ())}
+    rows = [(*row, beside.get(row[0], "")) for row in rows]
+    return [
+        f"Cost, `{found['recipe']}` on {found['device']}, {found['threads']} thread(s), {found['dtype']}, "
+        f"{found['steps']} steps, one guided video, random weights:",
+        "",
+        *table(
+            ("frames", "of a call", "seconds", "share of v", "MB more than at rest", "`vdm`, same UNet, s"),
+            rows,
+        ),
+        f"The frames cost {1000 * line['seconds_per_frame']:.0f} ms each (linear, r² {line['r_squared']:.4f}). "
+        f"An evaluation that computes the branch again takes {branch['ratio']:.2f} times as long as one that "
+        "reuses it.",
+        "",
+    ]
+
+
+def trained() -> list[str]:
+    found = load("glober_shapes")
+    near, origin, order = found["reconstruction"], found["origin"], found["order"]
+    rows = [
+        ("clips as they are", looks(found["real_clips"])),
+        ("encoded and decoded, own prompt", looks(near["agreement"])),
+        ("the same, no prompt", looks(origin["no_prompt_as_clip"])),
+        ("the same, contradicting prompt: as the clip", looks(origin["contradicting_prompt_as_clip"])),
+        ("... as that prompt", looks(origin["contradicting_prompt_as_prompt"])),
+        ("v set to zero, no prompt", looks(origin["zeroed_v_as_clip"])),
+    ]
+    scales = [
+        (row["global_guidance"], row["frame_guidance"], looks(row["agreement"])) for row in found["guidance"]
+    ]
+    return [
+        f"`{found['model']}`, {found['videos']} test videos, {found['steps']} steps, {found['dtype']}. Shape / "
+        "colour / motion read by the bundled classifier, per cent:",
+        "",
+        *table(("video", "agrees"), rows),
+        f"Frames at indices of the training: {near['psnr_seen']:.1f} dB, the object "
+        f"{near['pixels_off_seen']:.2f} pixels off (median); half-way between them: "
+        f"{near['psnr_between']:.1f} dB, {near['pixels_off_between']:.2f} pixels. The discriminator scores "
+        f"{100 * order['swapped_scored_lower']:.0f}% of swapped real pairs lower (50% is chance, and all that "
+        "can be had of data that look alike backwards).",
+        "",
+        f"Guidance (the paper's table 8), {found['prompts']} prompts:",
+        "",
+        *table(("of v", "of frames", "shape / colour / motion"), scales),
+    ]
+
+
+def ablations() -> list[str]:
+    found = load("glober_ablations")
+    rows = [
+        (
+            name,
+            f"{row['reconstruction']['psnr_seen']:.1f}",
+            f"{row['reconstruction']['pixels_off_seen']:.2f}",
+            looks(row["reconstruction"]["agreement"]),
+            f"{row['reconstruction_distance']:.1f}",
+            looks(row["origin"]["contradicting_prompt_as_clip"]),
+            f"{row['sample_distance']:.1f}",
+            looks(row["sample_agreement"]),
+        )
+        for name, row in found["variants"].items()
+    ]
+    return [
+        f"Ablations (tables 4, 5 and 10 in miniature): each variant {found['steps']} steps of batch "
+        f"{found['batch']} in both stages, {found['videos']} videos, {found['solver_steps']} solver steps, on "
+        f"{found['device']}. So short a training leaves every model unfinished; the two seeds of the base say "
+        "how much a difference must be to mean anything. Distances are biased upwards by the small number of "
+        "videos and compare within the table alone:",
+        "",
+        *table(
+            (
+                "variant",
+                "PSNR, dB",
+                "pixels off",
+                "reconstruction",
+                "its distance",
+                "contradicting prompt, as the clip",
+                "samples' distance",
+                "samples",
+            ),
+            rows,
+        ),
+    ]
+
+
+def main() -> None:
+    parts = {
+        "glober_decoding_cpu": decoding,
+        "glober_shapes": trained,
+        "glober_ablations": ablations,
+    }
+    lines = [
+        line for name, part in parts.items() if (HERE / "results" / f"{name}.json").is_file() for line in part()
+    ]
+    head = PAGE.read_text().partition(MARK)[0]
+    PAGE.write_text(f"{head}{MARK}\n" + "\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
