@@ -101,7 +101,7 @@ def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float
     canvas = Canvas()  # on the CPU, as the sampler's; a handful of frames of latents
     for slot in call.given:
         canvas[slot] = torch.zeros(strategy.slot_shape(plan.producer(slot) or call, request))
-    cond = Conditioning.collate([strategy.condition(call, canvas, request)]).to(device)
+    cond = Conditioning.collate([strategy.condition(call, canvas, request)]).positive().to(device)
     c, h, w = strategy.slot_shape(call, request)
     start = torch.zeros(1, c, len(call.frames), h, w, device=device)
     t = strategy.diffusion.sample_timesteps(torch.full((1,), 0.5)).to(device)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from toy import toy
-from vidgen.plans import Call, chunks
+from vidgen.plans import Call, Level, Plan, chunks
+from vidgen.plans.call import call_id
 from vidgen.sampling import Sampler
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -39,23 +40,87 @@ def limited(monkeypatch):
     return sampler, limit, asked
 
 
+def bars(sampler, monkeypatch):
+    """What the progress bar of the next generation shows."""
+    bar = SimpleNamespace(n=0, total=0)
+    bar.update = lambda done: setattr(bar, "n", bar.n + done)
+    monkeypatch.setattr(sampler, "progress_bar", lambda total: nullcontext(setattr(bar, "total", total) or bar))
+    return bar
+
+
 def latents(sampler, **kwargs):
     call = {"seed": 5, "num_frames": 12, "plan": chunks(12, 4), "eta": 0.5, **kwargs}
     return sampler(["a", "b"], output_type="latent", **call).frames
 
 
-def test_what_does_not_fit_is_answered_in_halves_and_remembered(limited, caplog):
+def test_what_does_not_fit_is_answered_in_halves_and_remembered(limited, caplog, monkeypatch):
     sampler, limit, asked = limited
     whole = latents(sampler)
     limit(8)
+    steps = bars(sampler, monkeypatch)
     with caplog.at_level(logging.WARNING, "vidgen"):
         torch.testing.assert_close(latents(sampler, batch_size=6), whole, rtol=0, atol=1e-5)
     # All 24 frames at once fail, then 3 jobs of 4; what did not fit once is not tried again.
     assert asked == [(6, 4), (3, 4), (1, 4), (1, 4), (1, 4), (1, 4), (1, 4), (1, 4)]
     assert [record.getMessage() for record in caplog.records] == [
-        "no memory for 24 frames at once; going on with 12",
-        "no memory for 12 frames at once; going on with 6",
+        "no memory for 24 frames of video at once; going on with 12",
+        "no memory for 12 frames of video at once; going on with 6",
     ]
+    assert steps.n == steps.total
+
+
+def test_memory_that_runs_out_later_is_counted_once(limited, monkeypatch):
+    sampler, _, asked = limited
+    whole = latents(sampler)
+    steps, denoiser = bars(sampler, monkeypatch), sampler.strategy.denoiser
+
+    def limited_denoiser(call):
+        network = denoiser(call)
+
+        def denoise(x_t, t, cond):
+            asked.append(int(t.flatten()[0]))
+            if x_t.shape[0] > 3 and len(asked) == 3:  # in the third step
+                raise torch.OutOfMemoryError(MESSAGE)
+            return network(x_t, t, cond)
+
+        return denoise
+
+    monkeypatch.setattr(sampler.strategy, "denoiser", limited_denoiser)
+    torch.testing.assert_close(latents(sampler, batch_size=6), whole, rtol=0, atol=1e-5)
+    assert asked[0] == asked[3]  # from the start again
+    assert steps.n == steps.total
+
+
+def test_every_level_has_a_memory_of_its_own(limited, monkeypatch):
+    sampler, _, asked = limited
+    plan = chunks(12, 6, root="global")
+    whole = latents(sampler, plan=plan)
+    answer = type(sampler.strategy).answer
+
+    def answering(self, call, solve, start, cond):
+        asked.append((call.level, start.shape[0], start.shape[2]))
+        if call.level == "global" and start.shape[0] > 1:
+            raise torch.OutOfMemoryError(MESSAGE)
+        return answer(self, call, solve, start, cond)
+
+    monkeypatch.setattr(type(sampler.strategy), "answer", answering)
+    torch.testing.assert_close(latents(sampler, plan=plan, batch_size=4), whole, rtol=0, atol=1e-5)
+    assert asked == [("global", 2, 1), ("global", 1, 1), ("global", 1, 1), ("video", 4, 6)]
+
+
+def test_what_lies_past_the_end_is_left_out_of_the_parts(limited, monkeypatch):
+    sampler, limit, asked = limited
+    sampler.strategy.denoiser = lambda call: lambda x_t, t, cond: torch.zeros_like(x_t)
+    calls = tuple(
+        Call(call_id("video", frames), "video", tuple(frames), (), tuple(("video", i) for i in frames))
+        for frames in (range(4), range(4, 8))
+    )
+    plan = Plan(calls, (Level("video", 6, 4),))
+    whole = latents(sampler, plan=plan, num_frames=6)
+    limit(2, apart=True)
+    parted = latents(sampler, plan=plan, num_frames=6, batch_size=1)
+    torch.testing.assert_close(parted, whole, rtol=0, atol=1e-5)
+    assert asked == [(1, 4), *[(1, 2)] * 6]
 
 
 def test_a_call_is_parted_where_the_strategy_says_so(limited, monkeypatch):
@@ -67,8 +132,7 @@ def test_a_call_is_parted_where_the_strategy_says_so(limited, monkeypatch):
     whole, steps = latents(sampler, **shared), len(seen)
     seen.clear()
     limit(2, apart=True)
-    bar = SimpleNamespace(n=0, update=lambda done: setattr(bar, "n", bar.n + done))
-    monkeypatch.setattr(sampler, "progress_bar", lambda total: nullcontext(bar))
+    bar = bars(sampler, monkeypatch)
     torch.testing.assert_close(latents(sampler, **shared), whole, rtol=0, atol=1e-5)
     per_video = [(1, 2), (1, 1), (1, 2)] * 2 + [(1, 2)]
     assert sorted(asked) == sorted([(1, 5), *per_video * 2])

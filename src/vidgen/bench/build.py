@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -130,14 +132,20 @@ def _record(name: str, trainer: Trainer, folder: Path, quality: Quality) -> dict
 
 
 def _seconds(log: Path, every: int) -> float:
-    """Return the time that the steps took, by the log's means over at most ``every`` of them."""
-    total, last = 0.0, 0
+    """Return the time that the steps took, by the median of each stage's log lines.
+
+    A line is a mean over at most ``every`` steps; in one of them the machine may have slept.
+    """
+    means: dict[str, list[float]] = {}
+    steps: Counter[str] = Counter()
+    last = 0
     for text in log.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if "seconds" in line:
-            total += line["seconds"] * min(every, line["step"] - last)
+            means.setdefault(line["stage"], []).append(line["seconds"])
+            steps[line["stage"]] += min(every, line["step"] - last)
             last = line["step"]
-    return total
+    return sum(median(found) * steps[stage] for stage, found in means.items())
 
 
 def _device(device: torch.device) -> str:

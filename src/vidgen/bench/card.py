@@ -15,11 +15,16 @@ ABOUT = {
     "frame_codec": "A VAE for single frames, of Stable Diffusion's layout: the others work in its latents.",
     "classifier": "Reads shape, colour, motion, size, background and position of the object in a shapes video.",
     "ldm": "Text to images, of Stable Diffusion's layout: what the video models start from.",
+    "vdm": "Text to videos: all frames of a clip at once, longer videos in windows; from an image model.",
+    "glober": "Text to videos: one global feature of the whole video, then every frame on its own.",
 }
 
-_SHEETS = {
-    "sheet.png": "one row for each video, from its first frame to its last, or pictures in rows",
-    "sheet_long.png": "videos four times as long as those of training",
+_ROWS = "One row for each video, from its first frame to its last"
+_SHEETS = {"sheet.png": _ROWS, "sheet_long.png": "Four times as many frames as in a clip of the training"}
+_PICTURES = {
+    "frame_codec": "Frames that it never saw; below them the same, encoded and decoded",
+    "classifier": f"Test videos that it reads. {_ROWS}",
+    "ldm": "Pictures of the first prompts",
 }
 
 
@@ -28,7 +33,8 @@ def write_card(folder: Path, record: Mapping[str, Any], sheets: Mapping[str, Ima
 
     Args:
         folder: of the model.
-        record: as ``build_model`` makes it; a text ``outdated`` says why another recipe bears the name now.
+        record: as ``build_model`` makes it; a text ``history``, written by hand, says where the making was
+            another than one run of the recipe.
         sheets: pictures by file name.
     """
     for name, sheet in sheets.items():
@@ -50,12 +56,20 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         f"Made by `vidgen models train {record['model']}`: {record['steps']:,} steps, "
         f"{record['training_seconds'] / 60:.0f} minutes of training steps on {record['device']}.",
         "",
-        *([record["outdated"], ""] if record.get("outdated") else []),
+        *([record["history"], ""] if record.get("history") else []),
         *_quality(record["quality"]),
     ]
     for name in sheets:
-        lines += [f"![{_SHEETS.get(name, name)}]({name})", ""]
-    lines += ["The whole recipe:", "", "```json", json.dumps(recipe, indent=1), "```", ""]
+        caption = _SHEETS.get(name, name) if name != "sheet.png" else _PICTURES.get(recipe["strategy"], _ROWS)
+        lines += [f"![{caption}]({name})", "", f"*{caption}.*", ""]
+    lines += ["The whole recipe:", ""]
+    if recipe.get("model", {}).get("pretrained"):
+        start = recipe["model"]["pretrained"]
+        lines += [
+            f"Codec, words, text encoder, noise process and 2D network, with its sizes, are `{start}`'s.",
+            "",
+        ]
+    lines += ["```json", json.dumps(recipe, indent=1), "```", ""]
     return "\n".join(lines)
 
 

@@ -93,7 +93,7 @@ def assess_generator(
     Args:
         sampler: of a strategy that was trained on the shapes data with ``hold_out=0.1``.
         prompts: videos of trained combinations, evenly over them.
-        held_out: videos of combinations that training never showed.
+        held_out: videos of combinations that training never showed; none of a model of single frames.
         real: videos of the data that the distances compare with: other ones than training saw.
         seed: of the generated videos.
         progress: show bars.
@@ -114,7 +114,7 @@ def assess_generator(
             shown, data, metrics=metrics, extractors=[extractor], judge=judge, settings=settings
         )
     }
-    if held_out:
+    if held_out and frames > 1:  # of motions; shapes and colours are all seen together
         unseen = _generate(sampler, prompt_set(held_out, HOLD_OUT, "held_out"), seed + prompts)
         scores["held_out"] = evaluate(unseen, metrics=["prompt_accuracy"], judge=judge, settings=settings)
     return Quality(scores, sheets=_sheets(sampler, shown.videos, frames))
@@ -185,4 +185,6 @@ def _assess_classifier(folder: Path, device: str | None) -> Quality:
         gap = (reading.position.cpu().double() - wanted + 0.5) % 1 - 0.5  # the shorter way round
         distance += float(gap.norm(dim=-1).mean(1).sum()) * data.size
     values = {f"accuracy_{name}": count / len(data) for name, count in right.items()}
-    return Quality(values=values | {"position_error_pixels": distance / len(data)})
+    values |= {"position_error_pixels": distance / len(data)}
+    shown = [Video(data.render(index, frames), 8.0) for index in range(8)]
+    return Quality(values=values, sheets={"sheet.png": video_sheet(shown)})

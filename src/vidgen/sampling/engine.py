@@ -58,6 +58,7 @@ class Engine:
         stream: complete the earliest frames first (depth first) and keep little; otherwise wave by wave,
             which batches calls of one wave together and shares them among processes.
         on_step: called after every solver step.
+        on_lost: called with the steps (of calls) that have to be taken again, where memory ran out after them.
         work: where finished calls are kept.
 
     Attributes:
@@ -72,6 +73,7 @@ class Engine:
         batch_size: int | None = None,
         stream: bool = False,
         on_step: StepHook | None = None,
+        on_lost: Callable[[float], None] | None = None,
         work: WorkFolder | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -79,8 +81,9 @@ class Engine:
         self.strategy, self.generation = strategy, generation
         self.plan, self.requests = generation.plan, generation.requests
         self.batch_size = batch_size or len(self.requests)
-        self.stream, self.on_step, self.work = stream, on_step, work
-        self._fits: int | None = None  # frames in one batch; None: as many as come
+        self.stream, self.on_step, self.on_lost, self.work = stream, on_step, on_lost, work
+        self._taken = 0.0  # solver steps of calls
+        self._fits: dict[str, int] = {}  # by level: frames in one batch; without an entry as many as come
         self.canvases = [Canvas(generation.given.pins) for _ in self.requests]
         self.released = 0
         self._wanted = frozenset(self.plan.frames)
@@ -153,16 +156,21 @@ class Engine:
 
     def _answered(self, batch: list[Job]) -> list[Tensor]:
         """Compute a batch as a whole, or in halves where memory runs out."""
-        parts = self._halves(batch)
+        parts, level = self._halves(batch), batch[0].call.level  # a batch has one level
         frames = sum(len(job.call.frames) for job in batch)
-        if parts is None or self._fits is None or frames <= self._fits:
+        if parts is None or frames <= self._fits.get(level, frames):
+            taken = self._taken
             try:
                 return self._compute(batch)
             except Exception as error:
                 if parts is None or not should_reduce_batch_size(error):
                     raise
-                self._fits = frames // 2
-                _LOG.warning("no memory for %d frames at once; going on with %d", frames, self._fits)
+                self._fits[level] = frames // 2
+                if self.on_lost is not None:
+                    self.on_lost(self._taken - taken)
+                _LOG.warning(
+                    "no memory for %d frames of %s at once; going on with %d", frames, level, frames // 2
+                )
             clear_device_cache(garbage_collection=True)  # here the error no longer holds what failed
         answers = [self._answered(part) for part in parts]
         if len(batch) > 1:
@@ -179,7 +187,8 @@ class Engine:
         if calls is None:
             return None
         part = job.share / len(job.call.emits)
-        return [[replace(job, call=call, share=part * len(call.emits))] for call in calls]
+        parts = [[replace(job, call=call, share=part * len(call.emits))] for call in calls]
+        return [jobs for jobs in parts if self.plan.kept(jobs[0].call)]  # not what lies past the end
 
     def _compute(self, batch: list[Job]) -> list[Tensor]:
         strategy, device = self.strategy, self.strategy.device
@@ -200,7 +209,7 @@ class Engine:
                 step_noise=lambda i: self._noise(batch, f"step-{i}").to(device),
                 eta=self.generation.eta,
                 source=source,
-                on_step=None if self.on_step is None else partial(self.on_step, batch),
+                on_step=partial(self._stepped, batch),
             )
 
         latents = strategy.answer(batch[0].call, solve, start, cond).float().cpu()
@@ -213,6 +222,10 @@ class Engine:
             torch.stack([clip[:, job.call.frames.index(frame)] for _, frame in self.plan.kept(job.call)], 1)
             for job, clip in zip(batch, latents, strict=True)
         ]
+
+    def _stepped(self, batch: list[Job], step: int, t: Tensor, latents: Tensor) -> Tensor:
+        self._taken += sum(job.share for job in batch)
+        return latents if self.on_step is None else self.on_step(batch, step, t, latents)
 
     def _source(self, batch: list[Job]) -> Source | None:
         """Return what the solver starts from or keeps: the given video's latents of each call's frames."""

@@ -148,7 +148,8 @@ class Sampler:
             output_type: ``"np"``, ``"pt"``, ``"pil"`` or ``"latent"``.
             return_dict: False returns ``(frames,)``.
             callback_on_step_end: ``callback(sampler, step, t, {"latents": ...})`` after every solver step
-                of every call; may return ``{"latents": ...}`` to replace them.
+                of every call; may return ``{"latents": ...}`` to replace them. A call that memory did not
+                hold is made again in parts, and its steps are called again.
             callback_on_step_end_tensor_inputs: what the callback is given: ``latents`` and the plan's
                 ``call``.
             frames: render only these frames of the video (a range, say), at the cost of the calls that
@@ -194,8 +195,9 @@ class Sampler:
         self.interrupt = False
         with self.progress_bar(generation.evaluations) as bar:
             hook = self._hook(bar, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs))
-            options = {"batch_size": batch_size, "on_step": hook, "work": self._work(work, generation)}
-            engine = Engine(self.strategy, generation, stream=out is not None, **options)
+            options = {"batch_size": batch_size, "on_step": hook, "on_lost": self._lost}
+            kept = self._work(work, generation)
+            engine = Engine(self.strategy, generation, stream=out is not None, work=kept, **options)
             result = self._timed(_Run(engine, generation, self.strategy), output_type, out)
         return result if return_dict else (result.frames,)
 
@@ -227,6 +229,9 @@ class Sampler:
             return latents
 
         return hook
+
+    def _lost(self, steps: float) -> None:
+        self._evaluated -= steps
 
     def _work(self, folder: str | Path | None, generation: Generation) -> WorkFolder | None:
         if folder is None:

@@ -204,8 +204,6 @@ def test_what_cannot_be_encoded_is_refused():
     strategy = build()
     with pytest.raises(InvalidArgumentError, match="2 keyframes of 1 frames are not possible"):
         strategy.encode(clip_of(1))
-    with pytest.raises(InvalidArgumentError, match=r"do not fit a video encoder.*made for"):
-        strategy.encode(noise(3, 4, 16, 16).clamp(-1, 1), size=(16, 16))
     larger = noise(3, 4, 16, 24).clamp(-1, 1)
     assert strategy.encode(larger).shape == V_SHAPE  # scaled to the training clips' size
 
@@ -294,6 +292,16 @@ def test_pins_that_do_not_fit_are_refused(make, pins, error, message):
 def test_given_pictures_are_refused(make, name):
     with pytest.raises(PlanError, match="Frames know nothing of given pictures: encode a video instead"):
         make("red", **{name: np.zeros((8, 8, 3), np.uint8)})
+
+
+@pytest.mark.parametrize("given", [3, 4], ids=["part of a chunk", "a whole chunk"])
+def test_given_videos_are_not_gone_on_from(make, given):
+    video = np.zeros((given, 8, 8, 3), np.uint8)
+    with pytest.raises(PlanError, match="Frames know nothing of given pictures: encode a video instead"):
+        make("red", video=video, num_frames=8)
+    kept = np.arange(8) >= given
+    with pytest.raises(PlanError, match="Frames know nothing of given pictures: encode a video instead"):
+        make("red", video=np.zeros((8, 8, 8, 3), np.uint8), mask=kept, num_frames=8)
 
 
 def test_one_v_has_one_prompt(make):

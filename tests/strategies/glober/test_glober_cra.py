@@ -153,7 +153,7 @@ def test_gate_closes_where_noise_drowns_the_estimate() -> None:
     process = diffusion()
     abar = process.scheduler.alphas_cumprod.double()
     factor = ((1 - abar) / abar).sqrt()
-    assert factor[999].item() == pytest.approx(14.6, abs=0.05)  # the sheet's number
+    assert factor[999].item() == pytest.approx(14.6, abs=0.05)
     t = torch.arange(1000).reshape(4, 250)
     for limit in (0.5, 1.0, 5.0):
         assert torch.equal(cra.timestep_gate(process, t, limit).flatten() > 0, factor <= limit)

@@ -52,6 +52,13 @@ def test_the_papers_networks_have_as_many_parameters():
     }
 
 
+def test_costs_are_those_of_one_unguided_evaluation():
+    # UNet: 180 GFLOP a frame, 16 of them; generator: 312 GFLOP once. The mean of two calls, in multiply-adds.
+    assert described("ucf101_256")["gmacs_per_call"] == pytest.approx((16 * 180 + 312) / 4, rel=0.01)
+    plain = described("tiny", "videos=8", "global_guidance_scale=1.0", "guidance_scale=1.0")
+    assert described("tiny", "videos=8")["gmacs_per_call"] == plain["gmacs_per_call"]
+
+
 def test_the_smaller_generator():
     with torch.device("meta"):
         generator = load("sky_256").model.build_generator(768)

@@ -185,7 +185,7 @@ def gigaflops(encoder: VideoEncoder, count: int) -> float:
 
 
 def test_paper_size() -> None:
-    """28.4M parameters; the compute of the sheet, were the output convolutions run on every slot."""
+    """28.4M parameters; the compute of one with output convolutions on every slot."""
     with torch.device("meta"):
         encoder = VideoEncoder()
     assert encoder.global_shape == (16, 16, 16)  # 4096 numbers, however long the video

@@ -33,8 +33,8 @@ class PairDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
     per level a residual block, attention, and a 3D convolution that halves height and width; a 3D convolution,
     the mean over frames and pixels, and a linear layer.
 
-    The paper publishes no sizes. This is the layout whose counts are known, 40.2M parameters on latents
-    (``PairDiscriminator.latent``) and 8.3M on pixels (``.pixel``): one residual block per level with 2D
+    The paper publishes no sizes. With 40.2M parameters on latents (``PairDiscriminator.latent``) and 8.3M on
+    pixels (``.pixel``) this is the released code's size: one residual block per level with 2D
     convolutions in each frame, and kernels of 3 x 3 x 3 where the two frames are convolved together (stem,
     downsampling, tail), which hold half of the latent version's parameters. Embeddings have the size of a
     frame. Attention is over all pixels of both frames; on the fine levels of pixels, where that would be 32,768

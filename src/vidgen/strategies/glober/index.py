@@ -37,7 +37,7 @@ _PERIOD = 10_000
 
 
 def index_scale(frames: int) -> float:
-    """Factor on normalised indices for videos that training sees as ``frames`` frames.
+    """Factor on normalised indices, in radians, for videos that training sees as ``frames`` frames.
 
     The fastest wave then turns by a quarter of its period from one of these frames to the next; twice that
     is the most that frames so far apart can tell (Nyquist), which leaves room for frames in between.

@@ -85,6 +85,7 @@ class GLOBER(DenoisingStrategy):
             layers=config.branch_layers,
             max_width=config.branch_width,
             text=config.branch_text,
+            reduction=2 ** (len(config.encoder_widths) - 1),
         )
         modules = {
             "codec": codec,
@@ -103,7 +104,18 @@ class GLOBER(DenoisingStrategy):
         return chunks(num_frames, self.window, root=GLOBAL)
 
     def accepts(self, plan: Plan) -> None:
-        """One call makes ``v``; every other one is frames of the video given ``v`` and nothing else."""
+        """One call makes ``v``; every other one is frames of the video given ``v`` and nothing else.
+
+        Raises:
+            PlanError: another call, or frames of the video that are given: nothing would follow them.
+        """
+        pinned = sorted(frame for level, frame in plan.pins if level == plan.video.name)
+        if pinned:
+            raise PlanError(
+                f"{len(pinned)} frames of the video are given, {pinned[:3]} the first; glober makes every "
+                "frame from v, and the others would show another video. Frames know nothing of given pictures: "
+                "encode a video instead, v = strategy.encode(video), and give pins={('global', 0): v}."
+            )
         for call in plan.calls:
             if call.level == GLOBAL:
                 fits = call.frames == (0,) and not call.given
@@ -195,20 +207,20 @@ class GLOBER(DenoisingStrategy):
         return self.video_encoder(latents, indices)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def encode(self, video: Any, size: tuple[int, int] | None = None) -> Float[Tensor, "c h w"]:
-        """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean.
+    def encode(self, video: Any) -> Float[Tensor, "c h w"]:
+        """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean, normalised.
 
         The video may have any length from ``keyframes`` frames on; its whole is what ``v`` stands for.
 
         Args:
-            video: a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w in [-1, 1].
-            size: height and width to scale and crop it to; by default the training clips'.
+            video: a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w in [-1, 1]; it is scaled
+                and cropped to the size of the training clips.
 
         Raises:
-            InvalidArgumentError: fewer frames than keyframes, or another size than the encoder was made for.
+            InvalidArgumentError: fewer frames than keyframes.
             VideoError: the file cannot be read.
         """
-        clip: Tensor = clip_of(video, size or self.config.sample_size, "video", resize="crop")
+        clip: Tensor = clip_of(video, self.config.sample_size, "video", resize="crop")
         chosen = keyframes(clip.shape[1], self.config.keyframes)
         latents = self.codec.encode(clip[None, :, list(chosen)].to(self.device))
         mean = self.posterior(latents.to(self.dtype), clip.shape[1]).mean

@@ -141,8 +141,7 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
     The defaults are the paper's size: latents of 4 x 32 x 32, ``v`` of 16 x 16 x 16, 28.5 million parameters
     (the paper's has 28.4); 50.3, 123.8 and 418.7 GFLOP for 1, 4 and 16 keyframes. The widths of the output
     convolutions are not published; 640 -> 416 -> 32 meets the count. They read ``e_v`` alone, as the paper
-    has it. Run on every slot, as the known 51.5, 128.9 and 439.1 GFLOP imply, they cost 51.6, 129.0 and 439.3
-    and give the same ``v``.
+    has it. Run on every slot they would cost 51.6, 129.0 and 439.3 GFLOP and give the same ``v``.
 
     Where the paper leaves it open or the released code departs: attention normalises each token by itself;
     order in time comes from sinusoids of the keyframes' normalised indices, not from the zeros that pad
