@@ -4,7 +4,7 @@ Run ``python benchmarks/glober_ablations.py --out benchmarks/results/glober_abla
 alone with ``--variants "no CRA"``. Each variant is trained from the same weights on the same clips, with as
 many steps, in at most ten minutes of one CPU core, and measured alike. One seed each: a difference smaller
 than that between two seeds of the base (``base`` and ``base, seed 1``) says nothing. Finished variants stay
-in the record, so that a run that was cut off goes on.
+in the record as long as their recipe is the same, so that a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import glober_measures as measures
 import record
 import torch
 
+from vidgen import config as configs
 from vidgen import plugins
 from vidgen.classifier import load_classifier
-from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.prompts import prompt_set
-from vidgen.metrics.statistics import Statistics
 from vidgen.recipe import Recipe
 from vidgen.sampling import Sampler
 from vidgen.training import Trainer
@@ -37,6 +36,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "base": {},
         "base, seed 1": {"seed": 1},
         "no CRA": {"cra_weight": 0.0},
+        "CRA of the paper": {
+            "cra_weight": 0.1,
+            "cra_order": True,
+            "cra_balance": False,
+            "cra_warmup_steps": 0,
+        },
         "CRA in the printed log form": {"cra_form": "log"},
         "deterministic": {"posterior": "deterministic"},
         "variance without KL": {"posterior": "variance"},
@@ -53,7 +58,7 @@ def recipe_of(variant: Mapping[str, Any], steps: int, batch: int) -> Recipe:
     base: Recipe = plugins.load(plugins.RECIPES, "shapes/glober")()
     changes = {name: value for name, value in variant.items() if name != "seed"}
     warmup = min(base.model.cra_warmup_steps, steps // 4)
-    model = replace(base.model, cra_warmup_steps=warmup, **changes)
+    model = replace(base.model, **{"cra_warmup_steps": warmup, **changes})
     training = replace(
         base.training,
         steps=steps,
@@ -64,14 +69,6 @@ def recipe_of(variant: Mapping[str, Any], steps: int, batch: int) -> Recipe:
         checkpoint_every=steps,
     )
     return replace(base, model=model, data=replace(base.data, videos=1024), training=training)
-
-
-def features(judge: Any, clips: torch.Tensor) -> Statistics:
-    found = Statistics(128)
-    with torch.no_grad():
-        for part in clips.split(measures.BATCH):
-            found.update(judge(part).features)
-    return found
 
 
 def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, Any]:
@@ -85,7 +82,6 @@ def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, A
     for module in strategy.modules.values():
         module.eval()
     given = measures.test_clips(strategy, videos)
-    real = features(judge, given.clips)
     again = measures.decode(strategy, given.v, given.captions, strategy.config.sample_frames, steps=steps)
     prompts = prompt_set(videos, 0.1, "trained")
     sampler = Sampler(strategy)
@@ -96,8 +92,8 @@ def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, A
     return {
         "training_cpu_seconds": round(seconds, 1),
         "reconstruction": measures.reconstruction(strategy, judge, given, steps),
-        "reconstruction_distance": round(frechet_distance(real, features(judge, again)), 3),
-        "sample_distance": round(frechet_distance(real, features(judge, samples)), 3),
+        "reconstruction_distance": measures.distance(judge, given.clips, again),
+        "sample_distance": measures.distance(judge, given.clips, samples),
         "sample_agreement": measures.agreement(judge, samples, prompts),
         "origin": measures.origin(strategy, judge, given, steps),
         "order": measures.order_sensitivity(strategy, given),
@@ -117,13 +113,15 @@ def main() -> None:
     head = record.header("glober_ablations", record.cpu(), "bfloat16 training, float32 sampling", **settings)
     kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
     rows = kept.get("variants", {}) if all(kept.get(k) == v for k, v in settings.items()) else {}
+    recipes = {name: recipe_of(VARIANTS[name], args.steps, args.batch) for name in args.variants}
     judge = load_classifier()
     for name in args.variants:
-        if name not in rows:
-            recipe = recipe_of(VARIANTS[name], args.steps, args.batch)
+        recipe = configs.to_dict(recipes[name])
+        if rows.get(name, {}).get("recipe") != recipe:
             rows[name] = {
                 "changes": dict(VARIANTS[name]),
-                **measured(recipe, judge, args.videos, args.solver_steps),
+                **measured(recipes[name], judge, args.videos, args.solver_steps),
+                "recipe": recipe,
             }
             record.write({**head, "variants": rows}, args.out)
 

@@ -9,11 +9,14 @@ of its own, so that its memory is its own; ``--beside`` measures ``vdm`` with th
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import resource
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import record
@@ -68,6 +71,19 @@ def seconds(task: Any, device: str, repeats: int) -> float:
     return round(min(times[1:]), 4)
 
 
+def frames_of(strategy: Any, frames: int) -> tuple[int, int, int, int]:
+    """The shape of a video's latents."""
+    c, h, w = strategy.codec.latent_shape(*strategy.config.sample_size)
+    return c, frames, h, w
+
+
+class Parted(logging.Handler):
+    """Stops where the sampler parts a batch that memory did not hold: it would time something else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise SystemExit(f"not measured: {record.getMessage()}. Give --chunk less frames.")
+
+
 def peak_megabytes(device: str) -> float:
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
@@ -75,7 +91,8 @@ def peak_megabytes(device: str) -> float:
 
 
 def length(args: argparse.Namespace, frames: int, queue: Any) -> None:
-    """One length: the whole video, its frames alone (``v`` given), and the process's peak memory."""
+    """One length: the whole video's latents, its frames' alone (``v`` given), the codec, and peak memory."""
+    logging.getLogger("vidgen.sampling.engine").addHandler(Parted())
     torch.set_num_threads(args.threads)
     strategy = built(GLOBER, config_of(args.recipe), args)
     sampler = sampler_of(strategy)
@@ -87,11 +104,14 @@ def length(args: argparse.Namespace, frames: int, queue: Any) -> None:
     alone = seconds(
         lambda: sampler("a circle", plan=plan, pins={(GLOBAL, 0): v}, **ask), args.device, args.repeats
     )
+    latents = torch.zeros(1, *frames_of(strategy, frames), device=args.device)
+    decoding = seconds(lambda: strategy.codec.decode(latents), args.device, args.repeats)
     queue.put(
         {
             "frames": frames,
             "chunk": args.chunk or frames,
             "seconds": whole,
+            "codec_seconds": decoding,
             "frames_seconds": alone,
             "generator_share": round(max(whole - alone, 0) / whole, 4),
             "peak_megabytes": peak_megabytes(args.device),
@@ -138,9 +158,12 @@ def alone(task: Any, *arguments: Any) -> dict[str, Any]:
     queue = context.Queue()
     process = context.Process(target=task, args=(*arguments, queue))
     process.start()
-    found: dict[str, Any] = queue.get()
-    process.join()
-    return found
+    while process.is_alive() or not queue.empty():
+        with suppress(Empty):
+            found: dict[str, Any] = queue.get(timeout=0.5)
+            process.join()
+            return found
+    raise SystemExit(f"{task.__name__} failed; its own message is above.")
 
 
 def slope(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from vidgen.classifier import ShapesClassifier
 from vidgen.conditioning import Conditioning
+from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.prompts import expected_spec, prompt_set
+from vidgen.metrics.statistics import Statistics
 from vidgen.noise import NoiseKey
 from vidgen.plans import chunks
 from vidgen.strategies.glober import GLOBAL, GLOBER
@@ -82,6 +84,20 @@ def agreement(judge: ShapesClassifier, videos: Tensor, captions: Sequence[str]) 
         )
         for name in LOOKS
     }
+
+
+def features(judge: ShapesClassifier, clips: Tensor) -> Statistics:
+    """Statistics of the classifier's features, for Frechet distances."""
+    found = Statistics(128)
+    with torch.no_grad():
+        for part in clips.split(BATCH):
+            found.update(judge(part).features)
+    return found
+
+
+def distance(judge: ShapesClassifier, clips: Tensor, others: Tensor) -> float:
+    """Frechet distance of two sets of videos of one size; biased upwards, the more the fewer they are."""
+    return round(frechet_distance(features(judge, clips), features(judge, others)), 3)
 
 
 def contradicting(captions: Sequence[str]) -> list[str]:

@@ -50,15 +50,16 @@ def damage() -> list[str]:
     for name, kind in found["corruptions"].items():
         levels = ", ".join(f"{row['level']:g}" for row in kind["levels"])
         over = ", ".join(f"{row['over_null']:.2f} ({row['blind_over_null']:.2f})" for row in kind["levels"])
-        lines.append(f"| {name} | {kind['unit']} | {levels} | {over} | {verdict(kind)} |")
+        lines.append(f"| {name} | {kind['unit']} | {levels} | {over} | {verdict(kind, null['max'])} |")
     return lines
 
 
-def verdict(kind: dict) -> str:
-    """How well distances follow the levels of damage, or how far a control is from the nulls."""
+def verdict(kind: dict, largest: float) -> str:
+    """How well distances follow the levels of damage, or where a control lies among the nulls."""
     if not kind["control"]:
         return f"{kind['rank_correlation']:.2f}"
-    return f"control, {'inside' if kind['inside_null'] else 'outside'} the null (z = {kind['z']:.1f})"
+    worst = max(level["distance"] for level in kind["levels"])
+    return f"control, z = {kind['z']:.1f}: {worst:.2f}, {'below' if worst <= largest else 'above'} the largest null"
 
 
 def main() -> None:

@@ -60,4 +60,7 @@ def test_a_control_is_inside_up_to_two_deviations_above_the_mean(scripts, distan
     found = scripts.corruptions.control([row], null, control=True)
     assert found["z"] == pytest.approx(z)
     assert found["inside_null"] is inside
-    assert f"{'inside' if inside else 'outside'} the null (z = {z:.1f})" in scripts.report.verdict(found)
+    side = "below" if distance <= 1.2 else "above"
+    assert (
+        scripts.report.verdict(found, 1.2) == f"control, z = {z:.1f}: {distance:.2f}, {side} the largest null"
+    )
