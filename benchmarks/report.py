@@ -59,7 +59,8 @@ def verdict(kind: dict, largest: float) -> str:
     if not kind["control"]:
         return f"{kind['rank_correlation']:.2f}"
     worst = max(level["distance"] for level in kind["levels"])
-    return f"control, z = {kind['z']:.1f}: {worst:.2f}, {'below' if worst <= largest else 'above'} the largest null"
+    side = "below" if worst <= largest else "above"
+    return f"control, z = {kind['z']:.1f}: {worst:.2f}, {side} the largest null"
 
 
 def main() -> None:
