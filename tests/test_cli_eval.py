@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,64 @@ def test_two_perfect_scores_are_equal(folders, tmp_path):
     assert "psnr +0 against" in run(*given, "--compare", tmp_path / "scores.json").stdout
 
 
+def test_the_best_of_several_futures(folders, tmp_path):
+    for video in sorted((folders / "real").glob("*.mp4"))[:2]:
+        (tmp_path / "real").mkdir(exist_ok=True)
+        shutil.copy(video, tmp_path / "real")
+        (tmp_path / "futures" / video.stem).mkdir(parents=True)
+        shutil.copy(video, tmp_path / "futures" / video.stem / "0.mp4")
+        shutil.copy(folders / "generated" / "00000.mp4", tmp_path / "futures" / video.stem / "1.mp4")
+    given = [
+        "eval",
+        tmp_path / "futures",
+        "--against",
+        tmp_path / "real",
+        "--num-frames",
+        4,
+        "--metric",
+        "psnr",
+    ]
+    result = run(*given, "--best-of", 2, "--json")
+    (score,) = (Score.from_json(row) for row in json.loads(result.stdout)["scores"])
+    assert (score.key, score.value) == ("psnr_best_of_2", float("inf"))
+    assert score.protocol["best_of"] == 2
+    assert "cannot be paired" in run(*given, code=2).stderr
+
+
+def test_seams(folders):
+    given = ["eval", folders / "generated", "--metric", "seam-discontinuity", "--num-frames", 4]
+    result = run(*given, "--seams", "1,2", "--json")
+    assert json.loads(result.stdout)["scores"][0]["protocol"]["seams"] == [1, 2]
+    assert "--seams 16,32" in run(*given, code=2).stderr
+    assert "--seams was given '1;2'" in run(*given, "--seams", "1;2", code=2).stderr
+    assert "got seam 4" in run(*given, "--seams", "4", code=2).stderr
+
+
+def test_the_real_videos_are_the_goal_of_motion(folders, tmp_path):
+    out = tmp_path / "scores.json"
+    given = ["--metric", "motion_decay", "--metric", "position_spread", "--num-frames", 4, "-q"]
+    real = ["--against", folders / "real"]
+    run("eval", folders / "generated", *real, *given, "--out", out)
+    itself = run("eval", folders / "real", *real, *given, "--compare", out).stdout
+    assert itself.count(": better (nearest to ") == 2
+    assert "better (nearest to 1 is best)" in itself
+    run("eval", folders / "real", *real, *given, "--out", out)
+    other = run("eval", folders / "generated", *real, *given, "--compare", out).stdout
+    assert other.count(": worse (nearest to ") == 2
+    run("eval", folders / "real", *given[:2], *given[4:], "--out", out)
+    alone = run("eval", folders / "generated", *given[:2], *given[4:], "--compare", out).stdout
+    assert ": different, and only real videos (--against) would say which is better" in alone
+
+
+def test_videos_of_another_rate_are_not_compared(tmp_path):
+    for fps in (8, 24):
+        write_folder(ShapesDataset(2, num_frames=4, size=16), tmp_path / str(fps), fps=fps)
+    given = ["--metric", "flicker_pixels", "--num-frames", 4, "-q"]
+    run("eval", tmp_path / "8", *given, "--out", tmp_path / "scores.json")
+    refused = run("eval", tmp_path / "24", *given, "--compare", tmp_path / "scores.json", code=2)
+    assert "rates: [24] against [8]" in refused.stderr
+
+
 def test_an_unusable_place_for_scores_is_refused_before_any_work(folders, tmp_path):
     given = ["eval", folders / "none", "--metric", "is"]
     assert "expected a file" in run(*given, "--out", tmp_path, code=2).stderr
@@ -241,9 +300,13 @@ def test_unusable_sets_end_in_one_line(folders, tmp_path):
         ([folders / "real", "--against", tmp_path / "none", "--num-frames", 4], 1, "does not exist"),
         ([tmp_path / "mixed", "--against", folders / "real", "--num-frames", 4], 2, "2 sizes"),
         ([folders / "generated", "--against", folders / "real"], 1, "shorter than 16 frames"),
-        ([folders / "generated", "--num-frames", 4], 2, "'fvd' needs a real set"),
+        (
+            [folders / "generated", "--num-frames", 4],
+            2,
+            "'fvd' needs a real set to compare with: give `real` (--against",
+        ),
         ([folders / "generated", "--metric", "fvdd"], 2, "Did you mean 'fvd'"),
-        ([folders / "generated", "--metric", "lpips", "--against", folders / "real"], 2, "LPIPS' weights"),
+        ([folders / "generated", "--metric", "lpips", "--against", folders / "real"], 2, "(--lpips FILE)"),
         ([folders / "generated", "--size", "big"], 2, "--size was given 'big'"),
         ([folders / "generated", "--extractor", "c3d:file"], 2, "unknown extractor 'c3d'"),
         ([folders / "generated", "--device", "cuda:99"], 2, "cuda:99"),

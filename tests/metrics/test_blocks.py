@@ -106,7 +106,7 @@ def test_dropped_frames_and_few_videos_are_said() -> None:
     real, generated = blocks_of(videos(30, 32)), blocks_of(videos(29, 37))
     notes = block_frechet_distance(real, generated).notes
     assert notes[0] == "the last 5 frames of each generated video fill no block of 16 and were dropped."
-    assert [note[:24] for note in notes[1:]] == ["29 generated items for 6"]
+    assert [note[:25] for note in notes[1:]] == ["29 generated videos for 6"]
 
 
 def test_an_extractor_of_frames_pools_those_of_a_block_by_video() -> None:

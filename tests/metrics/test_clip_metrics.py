@@ -169,9 +169,13 @@ def test_clipsim_refuses_prompts_that_are_not_one_per_video(model: ClipModel) ->
 def test_long_prompts_are_refused_or_cut(file: Path, hub: Path) -> None:
     long = "a red circle moves left " * 8
     for kind, source in ((OpenClip, (NAME, file)), (HubClip, (hub,))):
-        with pytest.raises(InvalidArgumentError, match="truncate=True"):
-            kind(*source).embed_texts(["a", long])
+        model = kind(*source)
+        for refusing in (model.embed_texts, model.check_texts):
+            with pytest.raises(InvalidArgumentError, match="truncate=True"):
+                refusing(["a"] * 300 + [long])
+        model.check_texts(["a"])
         cut = kind(*source, truncate=True)
+        cut.check_texts(["a", long])
         assert cut.embed_texts(["a", long]).isfinite().all()
         assert cut.fingerprint() != kind(*source).fingerprint()
 

@@ -14,7 +14,9 @@ from vidgen.metrics.distances import (
     frechet_infinity,
     frechet_of,
     inception_score,
+    inception_size_notes,
     kernel_distance,
+    kernel_size_notes,
     null_distance,
     sample_size_notes,
     subsample_interval,
@@ -228,10 +230,28 @@ def test_the_null_of_halves_is_about_twice_that_of_whole_sets() -> None:
 def test_notes_say_which_set_is_too_small() -> None:
     assert sample_size_notes(640, 640, 128) == ()
     few, fewer = sample_size_notes(639, 128, 128)
-    assert few.startswith("639 real items for 128 features")
+    assert few.startswith("639 real videos for 128 features")
     assert "singular" in fewer
     assert "128 generated" in fewer
     assert "use 640 or more" in few
+
+
+def test_frames_of_a_video_do_not_stand_for_more_videos() -> None:
+    (real, generated) = sample_size_notes(40, 639, 128, frames=16)
+    assert real.startswith("40 real videos (640 frames) for 128 features: the bias")
+    assert "639 generated videos (10224 frames)" in generated
+    assert sample_size_notes(640, 640, 128, frames=16) == ()
+    assert "singular" in sample_size_notes(8, 640, 128, frames=16)[0]  # no more frames than features
+
+
+def test_notes_of_the_other_distances() -> None:
+    (few,) = kernel_size_notes(4, 2000)
+    assert few.startswith("4 real and 2000 generated videos")
+    assert kernel_size_notes(1000, 1000) == ()
+    (small,) = inception_size_notes(349, 7, 10)
+    assert small.startswith("349 videos in 10 split(s) for 7 classes")
+    assert "use 350 or more" in small
+    assert inception_size_notes(350, 7, 10) == ()
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])

@@ -278,7 +278,7 @@ def test_spread_of_start_positions(folders):
     score = one(scored(folders, ["position_spread"], judge=reader()))
     starts = [brightest(clips(folders / name))[:, 0] for name in ("generated", "real")]
     assert score.value == pytest.approx(spread_ratio(*starts))
-    assert score.higher_is_better
+    assert (score.higher_is_better, score.goal) == (None, 1)
     assert "in the real set" in score.notes[0]
 
 
@@ -289,8 +289,7 @@ def test_motion_and_flicker_stand_beside_those_of_the_real_set(pairs):
     assert [score.key for score in scores] == asked
     assert scores[1].value == pytest.approx(1, abs=0.1)
     assert scores[0].value == pytest.approx(0, abs=0.01)
-    assert scores[1].higher_is_better
-    assert not scores[0].higher_is_better
+    assert [(score.higher_is_better, score.goal) for score in scores] == [(None, 0), (None, None)]
     assert scores[0].notes == ("the real videos have 0.",)
     assert one(evaluate(pairs / "generated", metrics=["flicker_pixels"], settings=SETTINGS)).notes == ()
 

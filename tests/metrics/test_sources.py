@@ -48,6 +48,16 @@ def test_frames_from_the_first_on_at_a_stride(tmp_path):
     assert found.rates == (8.0,)
 
 
+def test_rates_that_decide_what_is_seen(tmp_path):
+    for name, fps in (("a", 24), ("b", 8), ("c", 24)):
+        write(tmp_path / "v" / f"{name}.mp4", grey(*range(0, 250, 25)), fps=fps)
+    assert open_videos(tmp_path / "v", View(num_frames=2)).seen_rates == [8, 24]
+    assert open_videos(tmp_path / "v", View(num_frames=2, fps=8)).seen_rates is None
+    assert open_videos(tmp_path / "v", View(num_frames=1)).seen_rates is None
+    # The source's rate, which a stride divides, and as folders have it.
+    assert open_videos("shapes", View(num_frames=2, size=16, stride=2), videos=2).seen_rates == [8]
+
+
 def test_frames_at_a_rate(tmp_path):
     write(tmp_path / "v" / "a.mp4", grey(*range(0, 240, 20)), fps=12)
     found = open_videos(tmp_path / "v", View(num_frames=3, fps=4))

@@ -80,6 +80,8 @@ def test_the_bundled_classifier(classifier, monkeypatch):
         ("videomae:MCG/base,name=mae", "VideoMAEExtractor", "MCG/base", {"name": "mae"}),
         ("clip:folder", "HubClip", "folder", {}),
         ("clip:folder,name=2024", "HubClip", "folder", {"name": "2024"}),
+        ("clip:folder,truncate=true", "HubClip", "folder", {"truncate": True}),
+        ("open_clip:x,truncate=false", "OpenClip", "x", {"truncate": False}),
         ("open_clip:hf-hub:org/x,name=y", "OpenClip", "hf-hub:org/x", {"name": "y"}),
         (
             "open_clip:ViT-B-32,pretrained=w.safetensors",
@@ -137,6 +139,11 @@ def test_the_judge_reads_videos_at_the_side_it_learnt(classifier):
     assert specs.shapes_judge(other).fingerprint["weights"] != judge.fingerprint["weights"]
 
 
+def test_the_judge_says_from_where_on_it_tells_motions_apart(classifier):
+    assert specs.shapes_judge(classifier).motion_frames == 8
+    assert shapes.ShapesExtractor(classifier).min_frames == 8
+
+
 def test_the_judge_reads_single_frames_as_pictures(classifier):
     frames = clips(3, 3, 1, 64, 64)
     with torch.no_grad():
@@ -157,6 +164,11 @@ def test_the_judge_is_a_copy(classifier):
         parameter.add_(1)
         torch.testing.assert_close(judge.read(batch).motion, before)
         parameter.copy_(kept)
+
+
+def test_whether_captions_are_cut_is_true_or_false():
+    with pytest.raises(InvalidArgumentError, match=r"'truncate=yes' .*expected true or false"):
+        specs.open_extractor("clip:folder,truncate=yes")
 
 
 def test_a_number_of_classes_is_a_number():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import tracemalloc
+import pickle
 
 import pytest
 import torch
@@ -83,24 +84,36 @@ def test_small_directions_survive_large_ones() -> None:
     assert float(statistics.covariance()[3, 3]) == pytest.approx(float(values[:, 3].var()), rel=1e-9)
 
 
-def test_fifty_thousand_items_take_constant_memory() -> None:
+def held(statistics: Statistics | HalvedStatistics) -> tuple[int, int]:
+    """Bytes of all tensors that Python knows of, each storage once, and of all that ``statistics`` holds."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in found if tensor.device.type == "cpu"]
+    tensors = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum(tensors.values()), len(pickle.dumps(statistics))
+
+
+@pytest.mark.parametrize(("kind", "items"), [(Statistics, 50_000), (HalvedStatistics, 10_000)])
+def test_many_items_take_the_memory_of_a_thousand(kind: type, items: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    statistics = Statistics(32)
+    statistics = kind(32)
     total = torch.zeros(32, dtype=torch.float64)
-    tracemalloc.start()
-    for _ in range(100):
-        part = torch.randn(500, 32, generator=generator)
+    memory = {}
+    for step in range(1, items // 1000 + 1):
+        part = torch.randn(1000, 32, generator=generator)
         total += part.double().sum(0)
         statistics.update(part)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    held = [value for value in vars(statistics).values() if isinstance(value, torch.Tensor)]
-    assert sum(value.untyped_storage().nbytes() for value in held) <= 64 * 32 * 8
-    assert statistics.factor.shape == (32, 32)
-    assert peak < 2**20  # no lists of what was seen; tensors are counted above
-    assert statistics.n == 50_000
-    torch.testing.assert_close(statistics.mean, total / 50_000, rtol=0, atol=1e-14)
-    assert float(statistics.covariance().diagonal().mean()) == pytest.approx(1, abs=0.01)
+        if step in (1, items // 1000):
+            whole = statistics.merge(Statistics(32)) if kind is Statistics else statistics.whole()
+            assert whole.factor.shape == (32, 32)
+            mean, covariance = whole.mean, whole.covariance()
+            del whole
+            memory[step] = held(statistics)
+    assert memory[step][0] == memory[1][0]
+    assert memory[step][1] - memory[1][1] < 100  # digits of counts
+    assert statistics.n == items
+    torch.testing.assert_close(mean, total / items, rtol=0, atol=1e-14)
+    assert float(covariance.diagonal().mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_given_features_stay_and_may_be_of_any_float_type() -> None:

@@ -166,7 +166,9 @@ class Corruption:
         levels: from mild to severe, in ``unit``.
         unit: what a level counts.
         apply: ``(clips b 3 f h w, level, one generator per clip) -> clips``.
-        temporal: True where every frame is one that the clip had: a metric of single frames is blind to it.
+        temporal: True where every frame is one that the clip had. A metric of single frames is blind to it
+            where every one is shown once (shuffle, reversal); of freeze, which repeats one and leaves others
+            out, it sees a little.
         control: True where the shapes data are as likely after as before, so that no metric may react.
     """
 

@@ -44,6 +44,12 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="SIDE|HEIGHTxWIDTH", help="Pixels at which videos are scored; default: their own."),
 ]
+Seams = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FRAME,...", help="First frame of each new part, of those looked at: for seam_discontinuity."
+    ),
+]
 
 
 def eval_(
@@ -62,6 +68,11 @@ def eval_(
     captions: Annotated[str, typer.Option(help="auto, txt, csv, jsonl, folder or none.")] = "auto",
     block: Annotated[int, typer.Option(help="Frames of a block of b_fvd.")] = 16,
     splits: Annotated[int, typer.Option(help="Parts of the set for is.")] = 10,
+    best_of: Annotated[
+        int,
+        typer.Option(help="Futures of each real video, in a folder of its name: psnr, ssim, lpips of the best"),
+    ] = 1,
+    seams: Seams = None,
     lpips: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Weights for lpips. Repeatable: backbone, heads.")
     ] = None,
@@ -95,6 +106,8 @@ def eval_(
         seed=seed,
         splits=splits,
         block=block,
+        best_of=best_of,
+        seams=_seams(seams),
         batch_size=batch_size,
         progress=not logs.is_quiet(),
     )
@@ -122,21 +135,22 @@ def _scores(
     settings: Settings,
 ) -> list[Score]:
     from vidgen.devices import checked_device
-    from vidgen.metrics import evaluate as scoring
+    from vidgen.metrics.evaluate import evaluate
     from vidgen.metrics.pairs import Lpips
+    from vidgen.metrics.requirements import JUDGED, OF_VIDEOS
     from vidgen.metrics.specs import open_extractor, shapes_judge
 
     place = checked_device(device)
     names = set(given["metrics"])
-    of_features = {*scoring.OF_VIDEOS, "avg_fid"} & names
+    of_features = {*OF_VIDEOS, "avg_fid"} & names
     frames = {"avg_fid"} & names
     specs = extractors or ["shapes"] * bool(of_features - frames) + ["shapes_frames"] * bool(frames)
-    return scoring.evaluate(
+    return evaluate(
         generated,
         against,
         **given,
         extractors=[open_extractor(spec, place) for spec in specs],
-        judge=shapes_judge(device=place) if names & set(scoring.JUDGED) else None,
+        judge=shapes_judge(device=place) if names & set(JUDGED) else None,
         lpips=Lpips(lpips, device=place) if lpips else None,
         settings=settings,
     )
@@ -153,6 +167,16 @@ def _size(text: str | None) -> int | tuple[int, int] | None:
             f"--size was given {text!r}; expected a number of pixels, or HEIGHTxWIDTH such as 64x96."
         ) from error
     return (height, width[0]) if width else height
+
+
+def _seams(text: str | None) -> tuple[int, ...]:
+    """Read ``FRAME,FRAME,...``."""
+    try:
+        return tuple(int(frame) for frame in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"--seams was given {text!r}; expected numbers of frames with commas between, such as 16,32."
+        ) from error
 
 
 def _document(scores: Sequence[Score]) -> dict[str, Any]:
@@ -204,5 +228,15 @@ def _differences(scores: Sequence[Score], others: Sequence[Score], name: str) ->
         )
     for score, other in pairs:
         change = score.difference(other)
-        better = "equal" if not change else "better" if (change > 0) == score.higher_is_better else "worse"
-        yield f"{score.key} {change:+.4g} against {name} ({other.value:.4g}): {better}"
+        yield f"{score.key} {change:+.4g} against {name} ({other.value:.4g}): {_verdict(score, other, change)}"
+
+
+def _verdict(score: Score, other: Score, change: float) -> str:
+    """Say which of two comparable scores is better, where something does."""
+    if not change:
+        return "equal"
+    better = score.improves_on(other)
+    if score.higher_is_better is None and score.goal is None:
+        return "different, and only real videos (--against) would say which is better"
+    word = "equally good" if better is None else "better" if better else "worse"
+    return word if score.goal is None else f"{word} (nearest to {score.goal:.4g} is best)"

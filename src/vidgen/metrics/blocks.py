@@ -154,8 +154,9 @@ def block_frechet_distance(real: BlockStatistics, generated: BlockStatistics) ->
     for one, other in zip(real.blocks, generated.blocks, strict=True):
         distances.append(frechet_distance(one.whole(), other.whole()))
         nulls.append(null_distance(one))
-    # Every block has as many items; one set of notes says it for all.
-    notes += sample_size_notes(real.blocks[0].n, generated.blocks[0].n, real.blocks[0].dim)
+    # Every block has as many videos; one set of notes says it for all.
+    frames = real.size if real.extractor.per_frame else 1
+    notes += sample_size_notes(real.num_videos, generated.num_videos, real.blocks[0].dim, frames)
     return BlockDistances(tuple(distances), tuple(nulls), tuple(notes))
 
 

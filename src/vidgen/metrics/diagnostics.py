@@ -29,6 +29,7 @@ __all__ = [
     "Flicker",
     "FrameCurves",
     "Motion",
+    "check_seams",
     "compare_frames",
     "drift",
     "feature_drift",
@@ -263,18 +264,29 @@ def seam_discontinuity(curves: FrameCurves, seams: Iterable[int]) -> float:
     Raises:
         InvalidArgumentError: no seam, a seam outside frames 1 to f - 1, or nothing but seams.
     """
-    chosen = sorted(set(seams))
     count = len(curves.motion)
+    chosen = check_seams(seams, count + 1)
+    at_seam = np.zeros(count, dtype=bool)
+    at_seam[np.array(chosen) - 1] = True
+    return _ratio(float(curves.motion[at_seam].mean()), float(np.median(curves.motion[~at_seam])))
+
+
+def check_seams(seams: Iterable[int], num_frames: int) -> tuple[int, ...]:
+    """Return the seams of videos of ``num_frames`` frames, each once, rising.
+
+    Raises:
+        InvalidArgumentError: no seam, a seam outside frames 1 to ``num_frames - 1``, or nothing but seams.
+    """
+    chosen = tuple(sorted(set(seams)))
+    count = num_frames - 1
     outside = [seam for seam in chosen if not 1 <= seam <= count]
     if outside or not 0 < len(chosen) < count:
         what = f"seam {outside[0]}" if outside else f"{len(chosen)} seams"
         raise InvalidArgumentError(
-            f"got {what} for videos of {count + 1} frames; give one seam or more within frames 1 to {count}, "
+            f"got {what} for videos of {num_frames} frames; give one seam or more within frames 1 to {count}, "
             "and leave at least one other frame to compare with."
         )
-    at_seam = np.zeros(count, dtype=bool)
-    at_seam[np.array(chosen) - 1] = True
-    return _ratio(curves.motion[at_seam].mean(), float(np.median(curves.motion[~at_seam])))
+    return chosen
 
 
 def plan_seams(plan: Plan) -> tuple[int, ...]:

@@ -27,7 +27,9 @@ __all__ = [
     "frechet_infinity",
     "frechet_of",
     "inception_score",
+    "inception_size_notes",
     "kernel_distance",
+    "kernel_size_notes",
     "null_distance",
     "sample_size_notes",
     "subsample_interval",
@@ -37,7 +39,13 @@ Distance = Callable[[Tensor, Tensor], float]
 """A distance between two sets of features ``n d`` and ``m d``."""
 
 ENOUGH = 5
-"""Videos for each feature below which a note is due: FVD's usual 2,048 videos for 400 features."""
+"""Videos for each feature below which a note is due: FVD's usual 2,048 videos for 400 features.
+
+Of the inception score videos for each class in each part: 5,000 pictures for the 1,000 classes of ImageNet.
+"""
+
+ENOUGH_KERNEL = 1000
+"""Videos below which a note beside a kernel distance is due: the subsets that KID is averaged over."""
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -202,21 +210,50 @@ def null_distance(real: HalvedStatistics | Tensor, distance: Distance = frechet_
     return distance(real[~second], real[second])
 
 
-def sample_size_notes(num_real: int, num_generated: int, dim: int) -> tuple[str, ...]:
-    """Return sentences to stand beside a Frechet distance of too few items; none where there are enough."""
+def sample_size_notes(num_real: int, num_generated: int, dim: int, frames: int = 1) -> tuple[str, ...]:
+    """Return sentences to stand beside a Frechet distance of too few videos; none where there are enough.
+
+    Args:
+        num_real: videos of the real set.
+        num_generated: generated videos.
+        dim: features.
+        frames: items that each video gives. Frames of one video are alike, so that more of them do not stand
+            for more videos.
+    """
     notes = []
     for name, count in (("real", num_real), ("generated", num_generated)):
-        if count <= dim:
+        pooled = f" ({count * frames} frames)" if frames > 1 else ""
+        few = f"{count} {name} videos{pooled} for {dim} features"
+        if count * frames <= dim:
             notes.append(
-                f"{count} {name} items for {dim} features: the covariance is singular and the distance mostly "
-                f"bias; use {ENOUGH * dim} or more."
+                f"{few}: the covariance is singular and the distance mostly bias; use {ENOUGH * dim} or more."
             )
         elif count < ENOUGH * dim:
             notes.append(
-                f"{count} {name} items for {dim} features: the bias, which falls as 1/N, is large; use "
-                f"{ENOUGH * dim} or more, and compare only equal numbers."
+                f"{few}: the bias, which falls as 1/N, is large; use {ENOUGH * dim} or more, and compare only "
+                "equal numbers."
             )
     return tuple(notes)
+
+
+def kernel_size_notes(num_real: int, num_generated: int) -> tuple[str, ...]:
+    """Return sentences to stand beside a kernel distance of too few videos; none where there are enough."""
+    if min(num_real, num_generated) >= ENOUGH_KERNEL:
+        return ()
+    return (
+        f"{num_real} real and {num_generated} generated videos: without bias, but chance moves the distance; "
+        f"hold it against the null, and use {ENOUGH_KERNEL} or more of each.",
+    )
+
+
+def inception_size_notes(count: int, classes: int, splits: int) -> tuple[str, ...]:
+    """Return sentences to stand beside an inception score of too few videos; none where there are enough."""
+    if count >= ENOUGH * classes * splits:
+        return ()
+    return (
+        f"{count} videos in {splits} split(s) for {classes} classes: small parts score lower, and one video "
+        f"alone 1; use {ENOUGH * classes * splits} or more, or fewer splits, and compare only equal numbers.",
+    )
 
 
 @dataclass(frozen=True)

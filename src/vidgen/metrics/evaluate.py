@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.metrics.extractors.clip import ClipExtractor
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import (
     BlockMeter,
@@ -26,9 +24,22 @@ from vidgen.metrics.meters import (
     Meter,
     Seen,
 )
+from vidgen.metrics.pairing import Pairing
 from vidgen.metrics.pairs import Lpips, Psnr, Ssim
-from vidgen.metrics.prompts import expected_spec
-from vidgen.metrics.protocol import Protocol, check_comparable
+from vidgen.metrics.protocol import Protocol, ProtocolMismatchError, differing
+from vidgen.metrics.requirements import (
+    JUDGED,
+    METRICS,
+    OF_MOTION,
+    OF_PAIRS,
+    OF_VIDEOS,
+    STATISTICS_SUFFIX,
+    Given,
+    Settings,
+    check_given,
+    check_saving,
+    check_sets,
+)
 from vidgen.metrics.score import Score
 from vidgen.metrics.sources import Source, VideoSet, View, choose, is_procedural, open_videos
 from vidgen.metrics.statistics import HalvedStatistics
@@ -48,59 +59,6 @@ __all__ = ["METRICS", "STATISTICS_SUFFIX", "Settings", "evaluate"]
 
 logger = logging.getLogger("vidgen.metrics")
 
-STATISTICS_SUFFIX = ".safetensors"
-"""A real set whose path ends so is a file of statistics."""
-
-OF_VIDEOS = ("fvd", "kvd", "is", "b_fvd", "prompt_diversity")
-OF_MOTION = ("motion_decay", "flicker_pixels", "flicker_brightness")
-OF_PAIRS = ("psnr", "ssim", "lpips", "drift")
-JUDGED = ("prompt_accuracy", "position_spread")
-METRICS = (*OF_VIDEOS, "avg_fid", "clipsim", *OF_PAIRS, *JUDGED, *OF_MOTION)
-"""What can be asked for; see ``docs/metrics.md`` for what each is."""
-
-OF_CAPTIONS = ("prompt_accuracy", "prompt_diversity", "clipsim")
-
-NEED_REAL = frozenset({"fvd", "kvd", "b_fvd", "avg_fid", "position_spread", *OF_PAIRS})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How videos are read and scored.
-
-    Args:
-        view: which frames, at which size; part of every protocol.
-        videos: at most this many of each set, drawn by ``seed``; default all.
-        captions: where captions of folders are, see ``video.captions``.
-        seed: of what is drawn: videos, halves for the null, splits.
-        kept: videos of each set whose features are kept for the kernel distance.
-        splits: of the inception score.
-        block: frames of a block of B-FVD.
-        batch_size: videos in memory at once; no matter to the values, up to rounding.
-        cache_dir: where what is learnt of files is kept, as in ``DataConfig``.
-        progress: show bars.
-
-    Raises:
-        InvalidArgumentError: a number below 1 (``kept``: below 2).
-    """
-
-    view: View = field(default_factory=View)
-    videos: int | None = None
-    captions: str = "auto"
-    seed: int = 0
-    kept: int = 2048
-    splits: int = 10
-    block: int = 16
-    batch_size: int = 16
-    cache_dir: str | None = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        least = {"videos": 1, "kept": 2, "splits": 1, "block": 1, "batch_size": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise InvalidArgumentError(f"{name}={value}; it must be {minimum} or more.")
-
 
 def evaluate(
     generated: Source,
@@ -119,7 +77,8 @@ def evaluate(
         generated: a folder of videos, procedural data, or a dataset; see ``sources.Source``.
         real: the same, or a file that ``save_statistics`` wrote earlier, which gives ``fvd`` alone.
         metrics: names of ``METRICS``. ``psnr``, ``ssim``, ``lpips`` and ``drift`` pair each generated video
-            with a real one: by file name where every generated video has a namesake, else by order.
+            with a real one: by file name where every generated video has a namesake, else by order; with
+            ``settings.best_of`` several with each.
         extractors: each metric of features is had with every extractor that it fits: ``avg_fid`` with those
             of frames, ``clipsim`` with CLIP, the others with those of videos.
         judge: reads shape, colour, motion and position, for ``prompt_accuracy`` and ``position_spread``.
@@ -133,7 +92,7 @@ def evaluate(
     Raises:
         UnknownNameError: a metric that is none.
         InvalidArgumentError: something that a metric needs was not given or does not fit, sets of different
-            sizes, or too few videos.
+            sizes, too few videos, or captions that cannot be used.
         ProtocolMismatchError: stored statistics were made in another way.
         VideoError: a set cannot be read.
         CheckpointError: stored statistics cannot be read.
@@ -144,17 +103,19 @@ def evaluate(
         check_name("metric", name, METRICS)
     metrics = tuple(dict.fromkeys(metrics))
     stored = _stored(real)
-    _check_given(metrics, real, extractors, judge, lpips, stored)
+    given = Given(real, stored is not None, tuple(extractors), judge, lpips)
+    check_given(metrics, given, settings)
     if save_statistics is not None:
-        _check_saving(save_statistics, metrics, extractors, real, stored)
+        check_saving(save_statistics, metrics, given)
     judged = _open(generated, settings.view, settings)
     against = None if real is None or stored else _open_real(real, judged, settings)
-    _check_sets(metrics, judged, against, settings)
-    pairing = _Pairing.of(judged, against) if against and set(OF_PAIRS) & set(metrics) else None
+    check_sets(metrics, judged, against, given, settings)
+    paired = against and set(OF_PAIRS) & set(metrics)
+    pairing = Pairing.of(judged, against, settings.best_of) if against and paired else None
     context = _context(judged, against, pairing, settings)
     if stored:
-        context = _fitted(context, stored[1], extractors[0])
-    parts = _Parts(tuple(extractors), judge, lpips, settings, stored[0] if stored else None, real is not None)
+        context = _fitted(context, stored[1], judged, given)
+    parts = _Parts(given, settings, stored[0] if stored else None)
     meters = [meter for name in metrics for meter in parts.meters(name, metrics)]
     if against:
         _stream("real", against, meters, settings)
@@ -167,69 +128,27 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Pairing:
-    """Which real video each generated one is compared with, and by what."""
-
-    by: str
-    places: tuple[int, ...]
-
-    @classmethod
-    def of(cls, generated: VideoSet, real: VideoSet) -> _Pairing:
-        if generated.names and real.names:
-            found = {name: place for place, name in enumerate(real.names)}
-            if all(name in found for name in generated.names):
-                _check_unique(generated)
-                _check_unique(real)
-                return cls("name", tuple(found[name] for name in generated.names))
-        if len(generated) != len(real):
-            raise InvalidArgumentError(
-                f"{generated.name} has {len(generated)} videos and {real.name} {len(real)}, and not every "
-                "generated one has a namesake, so they cannot be paired. Give equally many, or name each file "
-                "as the real one it stands for."
-            )
-        return cls("order", tuple(range(len(real))))
-
-    def to_json(self, real: VideoSet) -> dict[str, str]:
-        """Return what belongs to a protocol: other pairs give other numbers on the same real set."""
-        contents = (real.contents[place] for place in self.places)
-        return {"by": self.by, "real": digest("vidgen.metrics.pairs", *contents).hex()}
-
-
-def _check_unique(videos: VideoSet) -> None:
-    """Raise InvalidArgumentError where a name stands for several videos."""
-    (name, count), *_ = Counter(videos.names or ()).most_common(1)
-    if count > 1:
-        raise InvalidArgumentError(
-            f"{videos.name} has {count} videos of the name {name!r} with different suffixes, so that videos "
-            "cannot be paired by name; rename all but one."
-        )
-
-
-@dataclass(frozen=True)
 class _Parts:
     """What meters are made of."""
 
-    extractors: tuple[FeatureExtractor, ...]
-    judge: Judge | None
-    lpips: Lpips | None
+    given: Given
     settings: Settings
     stored: HalvedStatistics | None
-    with_real: bool
 
     def meters(self, name: str, metrics: Sequence[str]) -> list[Meter]:
         """Return the meters of metric ``name``, one for each extractor that it fits."""
+        extractors = self.given.extractors
         if name in OF_VIDEOS:
-            return [
-                self._of_videos(name, extractor) for extractor in self.extractors if not extractor.per_frame
-            ]
+            return [self._of_videos(name, extractor) for extractor in extractors if not extractor.per_frame]
         if name == "avg_fid":
-            return [FidMeter(e, self.settings.seed) for e in self.extractors if e.per_frame]
+            return [FidMeter(extractor, self.settings.seed) for extractor in extractors if extractor.per_frame]
         if name == "clipsim":
-            return [ClipsimMeter(e.model) for e in self.extractors if isinstance(e, ClipExtractor)]
+            return [ClipsimMeter(extractor.model) for extractor in self.given.clips]
         if name in OF_MOTION:
             asked = tuple(other for other in metrics if other in OF_MOTION)
-            # One pass over the frames gives all three, in the place of the first.
-            return [MotionMeter(asked, self.with_real and self.stored is None)] if name == asked[0] else []
+            with_real = self.given.real is not None and self.stored is None
+            # One pass over the frames gives all of them, in the place of the first.
+            return [MotionMeter(asked, with_real, self.settings.seams)] if name == asked[0] else []
         return [self._of_pixels(name)]
 
     def _of_videos(self, name: str, extractor: FeatureExtractor) -> Meter:
@@ -246,83 +165,22 @@ class _Parts:
 
     def _of_pixels(self, name: str) -> Meter:
         if name in JUDGED:
-            assert self.judge is not None  # checked with what was given
-            motion = self.settings.view.num_frames > 1
-            return PromptMeter(self.judge, motion) if name == "prompt_accuracy" else SpreadMeter(self.judge)
+            judge = self.given.judge
+            assert judge is not None  # checked with what was given
+            motion = self.settings.view.num_frames >= judge.motion_frames
+            return PromptMeter(judge, motion) if name == "prompt_accuracy" else SpreadMeter(judge)
         if name == "drift":
             return DriftMeter()
         if name == "lpips":
-            assert self.lpips is not None  # checked with what was given
-            return PairMeter(self.lpips)
-        return PairMeter(Psnr() if name == "psnr" else Ssim())
+            assert self.given.lpips is not None  # checked with what was given
+            return PairMeter(self.given.lpips, self.settings.best_of)
+        return PairMeter(Psnr() if name == "psnr" else Ssim(), self.settings.best_of)
 
 
 def _stored(real: Source | None) -> tuple[HalvedStatistics, Protocol] | None:
     if isinstance(real, str | os.PathLike) and os.fspath(real).endswith(STATISTICS_SUFFIX):
         return HalvedStatistics.load(Path(real).expanduser())
     return None
-
-
-def _check_given(
-    metrics: Sequence[str],
-    real: Source | None,
-    extractors: Sequence[FeatureExtractor],
-    judge: Judge | None,
-    lpips: Lpips | None,
-    stored: tuple[HalvedStatistics, Protocol] | None,
-) -> None:
-    """Raise InvalidArgumentError if a metric lacks what it needs, before anything is read."""
-    videos = any(not extractor.per_frame for extractor in extractors)
-    frames = any(extractor.per_frame for extractor in extractors)
-    clip = any(isinstance(extractor, ClipExtractor) for extractor in extractors)
-    for name in metrics:
-        lacks = {
-            "a real set to compare with": real is None and name in NEED_REAL,
-            "an extractor that describes videos, such as shapes or I3D": name in OF_VIDEOS and not videos,
-            "an extractor that describes frames, such as Inception or CLIP": name == "avg_fid" and not frames,
-            "CLIP as an extractor": name == "clipsim" and not clip,
-            "the shapes classifier as judge": name in JUDGED and judge is None,
-            "LPIPS' weights": name == "lpips" and lpips is None,
-            "the real videos themselves and not their stored statistics": bool(stored)
-            and name in NEED_REAL - {"fvd"},
-        }
-        for what, missing in lacks.items():
-            if missing:
-                raise InvalidArgumentError(f"the metric {name!r} needs {what}; give it, or leave {name!r} out.")
-    if not metrics:
-        raise InvalidArgumentError(f"no metric was asked for; choose some of {', '.join(METRICS)}.")
-    names = [extractor.name for extractor in extractors]
-    if len(set(names)) < len(names):
-        raise InvalidArgumentError(
-            f"extractors {names} share a name, and scores are told apart by it; rename one."
-        )
-    if stored and ("fvd" not in metrics or len(extractors) != 1):
-        raise InvalidArgumentError(
-            f"stored statistics give the metric 'fvd' with one extractor; {', '.join(metrics)} with "
-            f"{len(extractors)} were asked for. Give that metric and that extractor, or the real videos."
-        )
-
-
-def _check_saving(
-    path: str | os.PathLike[str],
-    metrics: Sequence[str],
-    extractors: Sequence[FeatureExtractor],
-    real: Source | None,
-    stored: object,
-) -> None:
-    count = sum(not extractor.per_frame for extractor in extractors)
-    if (
-        not os.fspath(path).endswith(STATISTICS_SUFFIX)
-        or real is None
-        or stored
-        or "fvd" not in metrics
-        or count != 1
-    ):
-        raise InvalidArgumentError(
-            f"statistics were to be saved to {path}; expected a name that ends in {STATISTICS_SUFFIX}, a real "
-            "set of videos, the metric 'fvd', and one extractor of videos."
-        )
-    Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)  # rather than fail after hours
 
 
 def _open(source: Source, view: View, settings: Settings) -> VideoSet:
@@ -348,74 +206,60 @@ def _open_real(source: Source, generated: VideoSet, settings: Settings) -> Video
             f"{generated.name} has videos of {sizes[0]} pixels and {real.name} of {sizes[1]}; give the size at "
             "which both are to be scored."
         )
-    rates = [{round(rate, 2) for rate in videos.rates} for videos in (generated, real)]
-    if view.fps is None and rates[0] != rates[1]:
-        logger.warning(
-            "%s has %s frames per second and %s has %s, so that equal motion looks unequal; give fps to score "
-            "both at one rate.",
-            *(generated.name, sorted(rates[0]), real.name, sorted(rates[1])),
-        )
+    _warn_of_rates(generated, real.name, real.seen_rates)
     return real
 
 
-def _check_sets(metrics: Sequence[str], generated: VideoSet, real: VideoSet | None, settings: Settings) -> None:
-    """Raise InvalidArgumentError for what would fail after hours: numbers of videos, and captions."""
-    if "avg_fid" in metrics and real and len(real) != len(generated):
-        raise InvalidArgumentError(
-            f"{generated.name} has {len(generated)} videos and {real.name} {len(real)}; avg_fid is defined for "
-            f"equally many. Score at most {min(len(generated), len(real))} of each (`videos`), or leave it out."
-        )
-    if "is" in metrics and len(generated) < settings.splits:
-        raise InvalidArgumentError(
-            f"{generated.name} has {len(generated)} videos, fewer than the {settings.splits} splits of 'is'; "
-            "give fewer splits or more videos."
-        )
-    for name in (name for name in metrics if name in OF_CAPTIONS):
-        _check_captions(name, generated)
-
-
-def _check_captions(metric: str, generated: VideoSet) -> None:
-    for place, caption in enumerate(generated.captions):
-        if not caption:
-            raise InvalidArgumentError(
-                f"video {place} of {generated.name} has no caption, and {metric} looks at captions; put a "
-                f"text file beside each video, or leave {metric!r} out."
-            )
-        if metric == "prompt_accuracy":
-            expected_spec(caption)
-    prompts = len(set(generated.captions))
-    if metric == "prompt_diversity" and not 1 < prompts < len(generated):
-        raise InvalidArgumentError(
-            f"{generated.name} has {len(generated)} samples of {prompts} prompts, and prompt_diversity "
-            "compares samples within and across prompts; give two prompts or more, and two samples or more of "
-            "some."
+def _warn_of_rates(generated: VideoSet, name: str, rates: list[int | float] | None) -> None:
+    """Warn where the real videos ``name`` have other rates (None: unknown ones) that decide what is seen."""
+    own = generated.seen_rates
+    if own is not None and rates != own:
+        logger.warning(
+            "%s has %s frames per second and %s has %s, so that equal motion looks unequal; give fps to score "
+            "both at one rate.",
+            *(generated.name, own, name, "unknown ones" if rates is None else rates),
         )
 
 
 def _context(
-    generated: VideoSet, real: VideoSet | None, pairing: _Pairing | None, settings: Settings
+    generated: VideoSet, real: VideoSet | None, pairing: Pairing | None, settings: Settings
 ) -> Context:
+    rates = {} if generated.seen_rates is None else {"rates": generated.seen_rates}
     return Context(
-        view={**settings.view.to_json(), "size": list(generated.size)},
+        view={**settings.view.to_json(), "size": list(generated.size), **rates},
         real=real.digest if real else None,
         num_real=len(real) if real else None,
         num_generated=len(generated),
         seed=settings.seed,
         captions=digest("vidgen.metrics.captions", *sorted(generated.captions)).hex(),
         pairing=pairing.to_json(real) if pairing and real else None,
+        real_rates=real.seen_rates if real else None,
     )
 
 
 def _statistics_protocol(context: Context, extractor: FeatureExtractor) -> Protocol:
     # Without the seed: it draws the null's halves, which the file holds, and decides no distance.
-    return context.protocol("statistics", extractor=extractor.fingerprint())
+    fields = context.protocol("statistics", extractor=extractor.fingerprint()).to_json()
+    fields.pop("rates", None)  # of the judged videos
+    if context.real_rates is not None:
+        fields["rates"] = context.real_rates
+    return Protocol.from_json(fields)
 
 
-def _fitted(context: Context, stored: Protocol, extractor: FeatureExtractor) -> Context:
+def _fitted(context: Context, stored: Protocol, judged: VideoSet, given: Given) -> Context:
     """Return the context with the stored real set, which must have been seen in the same way."""
     fields: dict[str, Any] = stored.to_json()
-    fitted = replace(context, real=fields.get("real"), num_real=fields.get("num_real"))
-    check_comparable(_statistics_protocol(fitted, extractor), stored)
+    fitted = replace(
+        context, real=fields.get("real"), num_real=fields.get("num_real"), real_rates=fields.get("rates")
+    )
+    asked = _statistics_protocol(fitted, given.extractors[0])
+    if asked != stored:
+        raise ProtocolMismatchError(
+            f"the statistics in {given.real} were made in another way than is asked for: "
+            f"{differing(asked, stored)} in the file. Score in the file's way, or give the folder of the real "
+            "videos instead of the file, and save its statistics anew."
+        )
+    _warn_of_rates(judged, str(given.real), fitted.real_rates)
     return fitted
 
 
@@ -432,7 +276,7 @@ def _stream(
     meters: Sequence[Meter],
     settings: Settings,
     real: VideoSet | None = None,
-    pairing: _Pairing | None = None,
+    pairing: Pairing | None = None,
 ) -> None:
     """Show every video of a set once to the meters that take this side."""
     takers = [meter for meter in meters if side in meter.takes]
@@ -441,9 +285,10 @@ def _stream(
     kept = torch.zeros(len(videos), dtype=torch.bool, device="cpu")
     kept[choose(len(videos), settings.kept, settings.seed)] = True
     for batch in videos.batches(settings.batch_size, progress=settings.progress):
-        reference = None
+        seen = Seen(side, batch, kept[batch.indices])
         if real and pairing:
-            reference = torch.stack([real.clip(pairing.places[index]) for index in batch.indices])
-        seen = Seen(side, batch, kept[batch.indices], reference)
+            seen.places = [pairing.places[index] for index in batch.indices]
+            clips = {place: real.clip(place) for place in dict.fromkeys(seen.places)}
+            seen.reference = torch.stack([clips[place] for place in seen.places])
         for meter in takers:
             meter.take(seen)

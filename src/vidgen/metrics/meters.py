@@ -16,7 +16,9 @@ from vidgen.metrics.blocks import BlockStatistics, FrameStatistics, average_fid,
 from vidgen.metrics.distances import (
     frechet_distance,
     inception_score,
+    inception_size_notes,
     kernel_distance,
+    kernel_size_notes,
     null_distance,
     sample_size_notes,
 )
@@ -48,11 +50,14 @@ class Judge:
         name: part of every key.
         read: videos in [-1, 1] to logits and positions, see ``vidgen.classifier``'s ``Reading``.
         fingerprint: name and weights in plain JSON values.
+        motion_frames: frames of a clip from which on it tells motions apart; in shorter ones shape and colour
+            alone are judged.
     """
 
     name: str
     read: Callable[[Tensor], Any]
     fingerprint: dict[str, Any]
+    motion_frames: int = 2
 
 
 @dataclass
@@ -64,12 +69,14 @@ class Seen:
         batch: the videos.
         kept: which of them are among those whose features are kept.
         reference: what each video should be, where videos are paired.
+        places: of these within the real set.
     """
 
     side: str
     batch: Batch
     kept: Bool[Tensor, " b"]
     reference: Float[Tensor, "b 3 f h w"] | None = None
+    places: list[int] | None = None
     _features: dict[int, Features] = field(default_factory=dict)
     _readings: dict[int, Any] = field(default_factory=dict)
 
@@ -93,7 +100,7 @@ class Context:
     """What every protocol of an evaluation shares.
 
     Attributes:
-        view: frames, size, crop, stride and rate.
+        view: frames, size, crop, stride and rate: the one asked for, else those of the judged videos.
         real: digest of the real set; None without one.
         num_real: its videos.
         num_generated: videos that are judged.
@@ -101,6 +108,7 @@ class Context:
         captions: digest of the generated videos' captions.
         pairing: where videos are compared one by one, by what they are paired (``"name"`` or ``"order"``),
             and a digest of the real one of each pair, in order.
+        real_rates: frames per second of the real videos, as ``VideoSet.seen_rates``.
     """
 
     view: dict[str, Any]
@@ -110,6 +118,7 @@ class Context:
     seed: int
     captions: str
     pairing: dict[str, str] | None = None
+    real_rates: list[int | float] | None = None
 
     def protocol(self, metric: str, *, real: bool = True, **fields: Any) -> Protocol:
         """Return the protocol of ``metric``; ``real`` says whether the real set decides its value."""
@@ -208,6 +217,7 @@ class KernelMeter(Meter):
             null=null_distance(real, kernel_distance, self.seed) if len(real) >= 4 else None,
             num_real=len(real),
             num_generated=len(generated),
+            notes=kernel_size_notes(len(real), len(generated)),
         )
 
 
@@ -245,7 +255,10 @@ class InceptionMeter(Meter):
             found.mean,
             context.protocol(key, real=False, num_generated=len(logits), **fields),
             num_generated=len(logits),
-            notes=(f"standard deviation {found.std:.3g} over {found.splits} split(s).",),
+            notes=(
+                f"standard deviation {found.std:.3g} over {found.splits} split(s).",
+                *inception_size_notes(len(logits), logits.shape[1], found.splits),
+            ),
             higher_is_better=True,
         )
 
@@ -293,13 +306,14 @@ class FidMeter(Meter):
         value = average_fid(self.sides["real"], self.sides["generated"])
         real = self.sides["real"].statistics
         assert real is not None  # average_fid has refused empty sets
+        videos, others = (self.sides[side].num_videos for side in ("real", "generated"))
         key = f"avg_fid_{self.extractor.name}"
         yield Score(
             key,
             value,
             context.protocol(key, extractor=self.extractor.fingerprint(), num_generated=context.num_generated),
             null=_null(real),
-            notes=sample_size_notes(real.n, real.n, real.dim),
+            notes=sample_size_notes(videos, others, real.dim, frames=real.n // videos),
             **context.counts,
         )
 

@@ -225,8 +225,9 @@ class Lpips(PairMetric):
 def best_of(values: Float[Tensor, "n t"], higher_is_better: bool) -> Float[Tensor, " n"]:
     """Return the best of ``t`` sampled trajectories for each of ``n`` videos.
 
-    As stochastic prediction is scored: of several futures only one came true. ``t`` belongs in the
-    protocol: more trajectories score better.
+    As stochastic prediction is scored: of several futures only one came true. More trajectories score better:
+    ``evaluate`` with ``Settings(best_of=t)`` scores videos so, with ``t`` in the key and the protocol. This
+    function is for values that are at hand.
 
     Raises:
         InvalidArgumentError: not ``n t`` with one trajectory or more, or NaN among the values.

@@ -11,7 +11,7 @@ from typing import Any
 
 from vidgen.errors import InvalidArgumentError
 
-__all__ = ["Protocol", "ProtocolMismatchError", "check_comparable"]
+__all__ = ["Protocol", "ProtocolMismatchError", "check_comparable", "differing"]
 
 _SHOWN = 60
 """Characters of a differing value that an error quotes."""
@@ -30,8 +30,9 @@ class Protocol:
     Args:
         metric: name of the metric, extractor included, such as ``"fvd_shapes_v1"``.
         fields: plain JSON values, nested as needed: ``extractor`` (the ``fingerprint()`` of a
-            ``FeatureExtractor``), ``frames``, ``size``, ``preprocessing``, ``fps``, ``stride``, ``real``
-            (digest of the real videos), ``splits``, and the number of videos where it matters.
+            ``FeatureExtractor``), ``frames``, ``size``, ``preprocessing``, ``fps`` or the videos' own
+            ``rates``, ``stride``, ``real`` (digest of the real videos), ``splits``, and the number of videos
+            where it matters.
 
     Raises:
         InvalidArgumentError: a value is no JSON (an object, NaN or infinity, a key that is no text).
@@ -119,12 +120,16 @@ def check_comparable(a: Protocol, b: Protocol) -> None:
     """
     if a == b:
         return
-    fields = "; ".join(
-        f"{name}: {_short(one)} against {_short(two)}" for name, (one, two) in a.differences(b).items()
-    )
     raise ProtocolMismatchError(
         f"scores of {a.metric} ({a.fingerprint[:8]}) and {b.metric} ({b.fingerprint[:8]}) cannot be compared, "
-        f"since they were measured in different ways: {fields}. Measure both in one way."
+        f"since they were measured in different ways: {differing(a, b)}. Measure both in one way."
+    )
+
+
+def differing(a: Protocol, b: Protocol) -> str:
+    """Return the fields that differ with the value of each, shortened, for messages."""
+    return "; ".join(
+        f"{name}: {_short(one)} against {_short(two)}" for name, (one, two) in a.differences(b).items()
     )
 
 

@@ -1,4 +1,4 @@
-"""A measured number that carries how it was made, what chance alone gives, and its caveats."""
+"""A measured number that carries how it was made, what chance alone gives, what is best, and its caveats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["Score", "best"]
 BARE = frozenset({"avg_fid", "b_fvd", "clipsim", "fd", "fid", "frechet", "fvd", "is", "kid", "kvd", "rfvd"})
 """Keys that say nothing of the network: the same name with another extractor is another metric."""
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 had no goal, and a direction for every metric."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Score:
         num_real: real videos behind it.
         num_generated: generated videos behind it.
         notes: caveats in whole sentences, such as ``sample_size_notes`` gives.
-        higher_is_better: the direction of ``best``.
+        higher_is_better: the direction of ``best``; None where no direction is better.
+        goal: the value that is best, where neither direction is: what the real videos have, or 1 of a ratio
+            to them. None where it is not known, or where there is a direction.
 
     Raises:
-        InvalidArgumentError: a bare key, NaN, or a count below 1.
+        InvalidArgumentError: a bare key, NaN, a count below 1, a goal that is not finite, or one beside a
+            direction.
     """
 
     key: str
@@ -45,7 +50,8 @@ class Score:
     num_real: int | None = None
     num_generated: int | None = None
     notes: tuple[str, ...] = ()
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False
+    goal: float | None = None
 
     def __post_init__(self) -> None:
         if not self.key or self.key in BARE:
@@ -66,6 +72,11 @@ class Score:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise InvalidArgumentError(f"{name} of the score {self.key!r} is {count}; expected 1 or more.")
+        if self.goal is not None and (self.higher_is_better is not None or not math.isfinite(self.goal)):
+            raise InvalidArgumentError(
+                f"the score {self.key!r} has the goal {self.goal!r} and higher_is_better="
+                f"{self.higher_is_better}; expected a finite goal and higher_is_better=None, or no goal."
+            )
         # A list would make the score unhashable.
         object.__setattr__(self, "notes", tuple(self.notes))
 
@@ -73,14 +84,17 @@ class Score:
         """Refuse another metric, or the same one measured otherwise.
 
         Raises:
-            ProtocolMismatchError: the keys or the protocols differ.
+            ProtocolMismatchError: the keys, the protocols or the directions differ.
         """
-        if self.key != other.key or self.higher_is_better != other.higher_is_better:
+        if self.key == other.key:
+            check_comparable(self.protocol, other.protocol)
+        # The same protocol gives the same goal, up to rounding.
+        kinds = [(score.key, score.higher_is_better, score.goal is None) for score in (self, other)]
+        if kinds[0] != kinds[1]:
             raise ProtocolMismatchError(
                 f"{self.key} {self._direction} and {other.key} {other._direction} are different metrics and "
-                "cannot be compared."
+                "cannot be compared. Measure both in one way."
             )
-        check_comparable(self.protocol, other.protocol)
 
     def difference(self, other: Score) -> float:
         """Return ``self.value - other.value``; 0 for equal ones, of which infinity is one.
@@ -90,6 +104,24 @@ class Score:
         """
         self.check_comparable(other)
         return 0.0 if self.value == other.value else self.value - other.value
+
+    def improves_on(self, other: Score) -> bool | None:
+        """Say whether this value is better than ``other``'s: higher, lower, or nearer to the goal.
+
+        None where neither is: equally good values, or a metric with neither direction nor goal.
+
+        Raises:
+            ProtocolMismatchError: the keys or the protocols differ.
+        """
+        self.check_comparable(other)
+        mine, theirs = self._loss(self.value), self._loss(other.value)
+        return None if mine is None or theirs is None or mine == theirs else mine < theirs
+
+    def _loss(self, value: float) -> float | None:
+        """How bad ``value`` is in this metric, for comparisons alone; None where nothing says so."""
+        if self.higher_is_better is not None:
+            return -value if self.higher_is_better else value
+        return None if self.goal is None else abs(value - self.goal)
 
     def __lt__(self, other: Score) -> bool:
         self.check_comparable(other)
@@ -109,7 +141,9 @@ class Score:
 
     @property
     def _direction(self) -> str:
-        return "(higher is better)" if self.higher_is_better else "(lower is better)"
+        if self.higher_is_better is not None:
+            return "(higher is better)" if self.higher_is_better else "(lower is better)"
+        return "(without a goal)" if self.goal is None else f"(nearest to {self.goal:.4g} is best)"
 
     def __str__(self) -> str:
         """``fvd_shapes_v1 12.3 (null 4.1, 512 vs 512 videos)``, then a line for each note."""
@@ -130,6 +164,7 @@ class Score:
             "num_real": self.num_real,
             "num_generated": self.num_generated,
             "higher_is_better": self.higher_is_better,
+            "goal": self.goal,
             "notes": list(self.notes),
             "protocol": self.protocol.to_json(),
             "fingerprint": self.protocol.fingerprint,
@@ -143,10 +178,11 @@ class Score:
             InvalidArgumentError: a field is missing or of the wrong kind, the format is another one, or the
                 protocol does not have the fingerprint beside it (it was edited).
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        if not isinstance(data, Mapping) or data.get("format") not in READABLE:
             given = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise InvalidArgumentError(
-                f"a score of format {given!r} was given; this vidgen reads format {FORMAT}. Measure it again."
+                f"a score of format {given!r} was given; this vidgen reads formats 1 to {FORMAT}. Measure it "
+                "again."
             )
         try:
             protocol = Protocol.from_json(data["protocol"])
@@ -164,6 +200,7 @@ class Score:
                 num_generated=data["num_generated"],
                 notes=tuple(data["notes"]),
                 higher_is_better=data["higher_is_better"],
+                goal=None if data["format"] == 1 or data["goal"] is None else float(data["goal"]),
             )
         except (KeyError, TypeError) as error:
             raise InvalidArgumentError(
@@ -175,7 +212,7 @@ def best(scores: Iterable[Score]) -> Score:
     """Return the best of comparable scores, in their metric's direction; of equal ones the first.
 
     Raises:
-        InvalidArgumentError: there is none.
+        InvalidArgumentError: there is none, or the metric has neither direction nor goal.
         ProtocolMismatchError: any two differ in key or protocol.
     """
     candidates = list(scores)
@@ -183,8 +220,12 @@ def best(scores: Iterable[Score]) -> Score:
         raise InvalidArgumentError("no scores were given; expected at least one.")
     for other in candidates[1:]:
         candidates[0].check_comparable(other)
-    sign = -1.0 if candidates[0].higher_is_better else 1.0
-    return min(candidates, key=lambda score: sign * score.value)
+    first = candidates[0]
+    if first._loss(first.value) is None:
+        raise InvalidArgumentError(
+            f"{first.key} has no best value without real videos to be near to; evaluate against a real set."
+        )
+    return min(candidates, key=lambda score: first._loss(score.value) or 0.0)
 
 
 def _number_out(value: float) -> float | str:

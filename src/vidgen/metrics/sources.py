@@ -90,7 +90,7 @@ class View:
         return (self.num_frames - 1) * self.stride + 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return what belongs to a protocol, in plain values; ``size`` is added when it is known."""
+        """Return what belongs to a protocol, in plain values; size and rates are added when they are known."""
         return {"frames": self.num_frames, "crop": self.crop, "stride": self.stride, "fps": self.fps}
 
 
@@ -113,14 +113,16 @@ class VideoSet(ABC):
     """Videos of one size and length.
 
     Attributes:
+        view: what is looked at of each.
         name: for messages and progress bars.
         size: height and width of the clips.
         names: relative paths without suffix, or None where videos have none.
-        rates: frames per second of the sources.
+        rates: frames per second of the sources, each once, rising.
         contents: names what each video shows, whatever its file is called.
         captions: of each video; empty text where there is none.
     """
 
+    view: View
     name: str
     size: tuple[int, int]
     names: tuple[str, ...] | None
@@ -132,6 +134,16 @@ class VideoSet(ABC):
     def digest(self) -> str:
         """Names the whole content: equal videos, in any order, have equal digests."""
         return digest("vidgen.metrics.set", *sorted(self.contents)).hex()
+
+    @property
+    def seen_rates(self) -> list[int | float] | None:
+        """The sources' rates in hundredths, where they decide what is seen.
+
+        None at a rate that ``view.fps`` gives, and of single frames.
+        """
+        if self.view.fps is not None or self.view.num_frames == 1:
+            return None
+        return sorted({round(rate, 2) for rate in self.rates})
 
     def __len__(self) -> int:
         """Return the number of videos."""
@@ -241,22 +253,23 @@ class _DatasetVideos(VideoSet):
         first = self._sample(0)
         self.size = (first.clip.shape[2], first.clip.shape[3])
         self.names = None
-        self.rates = (first.fps,)
         about = [self._about(place) for place in range(len(chosen))]
-        self.captions, self.contents = zip(*about, strict=True)
+        self.captions, self.contents, rates = zip(*about, strict=True)
+        # A clip's rate is its source's over the stride.
+        self.rates = tuple(sorted({rate * view.stride for rate in rates}))
 
     def clip(self, index: int) -> Float[Tensor, "3 f h w"]:
         """Read a video; see ``VideoSet.clip``."""
         return self._sample(index).clip
 
-    def _about(self, place: int) -> tuple[str, str]:
-        """Return the caption of a video and a name for its content, if possible without reading it."""
+    def _about(self, place: int) -> tuple[str, str, float]:
+        """Return caption, name of the content and rate of a video, if possible without reading it."""
         index = self.chosen[place]
         found = self.data.locate(index, 0)
         if found is not None and found.content is not None:
-            return found.caption, f"{found.content} {found.frames}"
+            return found.caption, f"{found.content} {found.frames}", found.fps
         sample = self._sample(place)  # its source alone does not say which part of it this is
-        return sample.caption, f"{self.data.content_key(index)} {digest_of(sample.clip)}"
+        return sample.caption, f"{self.data.content_key(index)} {digest_of(sample.clip)}", sample.fps
 
     def _sample(self, place: int) -> ClipSample:
         sample = self.data.read(self.chosen[place], 0)

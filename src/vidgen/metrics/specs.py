@@ -25,6 +25,7 @@ from vidgen.metrics.extractors import (
     VideoMAEExtractor,
     i3d_extractor,
 )
+from vidgen.metrics.extractors.shapes import MOTION_FRAMES
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import Judge
 from vidgen.weights import weight_hash
@@ -38,7 +39,8 @@ SIDE = 64
 """Pixels at which the classifier was trained."""
 
 NUMBERS = ("classes",)
-"""Options that are no text."""
+FLAGS = {"true": True, "false": False}
+"""Options that are no text are numbers, or ``truncate``, which is one of ``FLAGS``."""
 
 
 def open_extractor(spec: str, device: torch.device | str = "cpu") -> FeatureExtractor:
@@ -52,8 +54,10 @@ def open_extractor(spec: str, device: torch.device | str = "cpu") -> FeatureExtr
             - ``torchscript:FILE``, with ``FILE.json`` beside it, which declares ``name``, ``preprocessing``
               and, where needed, the other arguments of ``TorchScriptExtractor``;
             - ``videomae:FOLDER`` or hub id (``name=...``);
-            - ``clip:FOLDER`` or hub id of transformers' CLIP (``name=...``);
-            - ``open_clip:MODEL`` (``pretrained=TAG``, ``name=...``).
+            - ``clip:FOLDER`` or hub id of transformers' CLIP (``name=...``, ``truncate=true``);
+            - ``open_clip:MODEL`` (``pretrained=TAG``, ``name=...``, ``truncate=true``).
+
+            ``truncate=true`` cuts captions that are too long for CLIP instead of refusing them.
         device: where the network works.
 
     Raises:
@@ -78,7 +82,8 @@ def shapes_judge(
     """Return a classifier of the shapes data as the judge of prompt accuracy and positions.
 
     Frames are squeezed to 64 x 64 where they are not, which keeps places as shares of the frame. Single
-    frames are read as pictures, without motion.
+    frames are read as pictures. Motion counts in clips of 8 frames or more, from which on the classifier tells
+    motions apart.
 
     Args:
         classifier: None loads the bundled one; a given one is copied.
@@ -97,7 +102,7 @@ def shapes_judge(
         return network(prepared) if prepared.shape[2] > 1 else network.read_images(prepared[:, :, 0])
 
     about = {"name": name, "weights": weight_hash(network), "preprocessing": pixels.to_json()}
-    return Judge(name, read, about)
+    return Judge(name, read, about, MOTION_FRAMES)
 
 
 def _options(spec: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -111,7 +116,9 @@ def _options(spec: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str,
             raise InvalidArgumentError(
                 f"{pair!r} in the extractor {spec!r}: expected a number, as in {name}=600."
             )
-        options[name] = int(value) if name in NUMBERS else value
+        if name == "truncate" and value not in FLAGS:
+            raise InvalidArgumentError(f"{pair!r} in the extractor {spec!r}: expected true or false.")
+        options[name] = int(value) if name in NUMBERS else FLAGS[value] if name == "truncate" else value
     return options
 
 
@@ -145,9 +152,9 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, Callable[..., FeatureExtractor]]] 
     "i3d": (("classes", "features"), True, i3d_extractor),
     "torchscript": ((), True, _torchscript),
     "videomae": (("name",), True, VideoMAEExtractor),
-    "clip": (("name",), True, lambda source, **options: ClipExtractor(HubClip(source, **options))),
+    "clip": (("name", "truncate"), True, lambda source, **options: ClipExtractor(HubClip(source, **options))),
     "open_clip": (
-        ("pretrained", "name"),
+        ("pretrained", "name", "truncate"),
         True,
         lambda model, **options: ClipExtractor(OpenClip(model, **options)),
     ),

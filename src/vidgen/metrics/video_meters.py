@@ -20,13 +20,15 @@ from vidgen.metrics.diagnostics import (
     flicker,
     measure_frames,
     motion_decay,
+    seam_discontinuity,
 )
 from vidgen.metrics.diversity import PromptDiversity, cell_coverage, position_spread, spread_ratio
 from vidgen.metrics.extractors.clip import ClipModel, clipsim
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import Context, Judge, Meter, Seen
-from vidgen.metrics.pairs import PairMetric
+from vidgen.metrics.pairs import PairMetric, best_of
 from vidgen.metrics.prompts import PromptCounter
+from vidgen.metrics.protocol import Protocol
 from vidgen.metrics.score import Score
 
 __all__ = [
@@ -43,24 +45,36 @@ logger = logging.getLogger("vidgen.metrics")
 
 
 class PairMeter(Meter):
-    """PSNR, SSIM or LPIPS: the mean over pairs of a generated and a real video."""
+    """PSNR, SSIM or LPIPS: the mean over pairs of a generated and a real video, or over the best of N."""
 
     takes = ("pairs",)
 
-    def __init__(self, metric: PairMetric) -> None:
-        self.metric = metric
+    def __init__(self, metric: PairMetric, futures: int = 1) -> None:
+        """Average the best of ``futures`` generated videos for each real one."""
+        self.metric, self.futures = metric, futures
         self.values: list[Tensor] = []
+        self.places: list[int] = []
 
     def take(self, seen: Seen) -> None:
         """See ``Meter.take``."""
         self.values.append(self.metric(seen.batch.clips, _reference(seen)))
+        self.places += seen.places or []
 
     def scores(self, context: Context) -> Iterator[Score]:
         """See ``Meter.scores``."""
+        values, key, several = torch.cat(self.values), self.metric.name, self.futures > 1
+        notes: tuple[str, ...] = ()
+        if several:
+            key = f"{key}_best_of_{self.futures}"
+            notes = (f"all futures, good and bad, have {values.mean().item():.4g} on average.",)
+            by_video = torch.tensor(self.places).argsort(stable=True).reshape(-1, self.futures)
+            values = best_of(values[by_video], self.metric.higher_is_better)
+        fields: dict[str, Any] = {"best_of": self.futures} if several else {}
         yield Score(
-            self.metric.name,
-            torch.cat(self.values).mean().item(),
-            context.protocol(self.metric.name, pairing=context.pairing, pixels=self.metric.fingerprint()),
+            key,
+            values.mean().item(),
+            context.protocol(key, pairing=context.pairing, pixels=self.metric.fingerprint(), **fields),
+            notes=notes,
             higher_is_better=self.metric.higher_is_better,
             **context.counts,
         )
@@ -94,11 +108,14 @@ class DriftMeter(Meter):
 
 
 class MotionMeter(Meter):
-    """``motion_decay``, ``flicker_pixels`` and ``flicker_brightness``, see ``diagnostics``."""
+    """``motion_decay``, the two flickers and ``seam_discontinuity``, see ``diagnostics``.
 
-    def __init__(self, names: tuple[str, ...], with_real: bool) -> None:
-        """See ``Meter.scores``."""
-        self.names = names
+    None of the first three is good in itself: the goal is what the real videos have.
+    """
+
+    def __init__(self, names: tuple[str, ...], with_real: bool, seams: tuple[int, ...] = ()) -> None:
+        """Measure ``names``, of the real videos too where ``with_real``."""
+        self.names, self.with_real, self.seams = names, with_real, tuple(sorted(set(seams)))
         self.sides: dict[str, FrameCurves | None] = {"real": None, "generated": None}
         self.takes = ("real", "generated") if with_real else ("generated",)
 
@@ -109,26 +126,43 @@ class MotionMeter(Meter):
 
     def scores(self, context: Context) -> Iterator[Score]:
         """See ``Meter.scores``."""
-        found = {side: _motion(curves) for side, curves in self.sides.items() if curves is not None}
+        generated, real = (self._measured(self.sides[side]) for side in ("generated", "real"))
         for name in self.names:
-            value = found["generated"][name]
-            if math.isnan(value):
+            if math.isnan(generated[name]):
                 # A warning and no error: it shows only after hours, and the other scores are worth having.
                 logger.warning(
-                    "nothing moves in the first and the last quarter of the generated videos: %s has no value "
-                    "and is left out.",
+                    "nothing moves in the generated videos where %s looks: it has no value and is left out.",
                     name,
                 )
                 continue
-            notes = (f"the real videos have {found['real'][name]:.4g}.",) if "real" in found else ()
+            notes = (f"the real videos have {real[name]:.4g}.",) if real else ()
             yield Score(
                 name,
-                value,
-                context.protocol(name, real=False),
+                generated[name],
+                self._protocol(name, context),
                 num_generated=context.num_generated,
                 notes=notes,
-                higher_is_better=name == "motion_decay",
+                higher_is_better=None,
+                goal=1.0 if name == "seam_discontinuity" else _finite(real.get(name)),
             )
+
+    def _measured(self, curves: FrameCurves | None) -> dict[str, float]:
+        if curves is None:
+            return {}
+        shaking = flicker(curves)
+        found = {
+            "motion_decay": motion_decay(curves).decay,
+            "flicker_pixels": shaking.pixels,
+            "flicker_brightness": shaking.brightness,
+        }
+        if "seam_discontinuity" in self.names:
+            found["seam_discontinuity"] = seam_discontinuity(curves, self.seams)
+        return found
+
+    def _protocol(self, name: str, context: Context) -> Protocol:
+        if name == "seam_discontinuity":
+            return context.protocol(name, real=False, seams=self.seams)
+        return context.protocol(name, real=self.with_real)  # it sets the goal
 
 
 class PromptMeter(Meter):
@@ -137,6 +171,7 @@ class PromptMeter(Meter):
     takes = ("generated",)
 
     def __init__(self, judge: Judge, motion: bool = True) -> None:
+        """Judge shape and colour, and ``motion`` where clips are long enough to tell it."""
         self.judge, self.counter = judge, PromptCounter(motion)
 
     def take(self, seen: Seen) -> None:
@@ -151,6 +186,11 @@ class PromptMeter(Meter):
             notes = [f"95% interval {share.low:.3f} to {share.high:.3f}."]
             if name in found.confusion:
                 notes += _worst(found.confusion[name].to_json())
+            elif "motion" not in found.shares:
+                notes.append(
+                    f"shape and colour alone: {self.judge.name} tells motions apart from "
+                    f"{self.judge.motion_frames} frames on, and these clips have {context.view['frames']}."
+                )
             yield Score(
                 key,
                 share.value,
@@ -186,7 +226,8 @@ class SpreadMeter(Meter):
                 f"the real set; {cell_coverage(generated):.3f} of the grid reached, "
                 f"{cell_coverage(real):.3f} there.",
             ),
-            higher_is_better=True,
+            higher_is_better=None,
+            goal=1.0,
             **context.counts,
         )
 
@@ -256,13 +297,9 @@ def _reference(seen: Seen) -> Tensor:
     return seen.reference
 
 
-def _motion(curves: FrameCurves) -> dict[str, float]:
-    shaking = flicker(curves)
-    return {
-        "motion_decay": motion_decay(curves).decay,
-        "flicker_pixels": shaking.pixels,
-        "flicker_brightness": shaking.brightness,
-    }
+def _finite(value: float | None) -> float | None:
+    """The value as a goal; what is missing, NaN or infinite is none."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _worst(table: dict[str, dict[str, int]]) -> list[str]:

@@ -32,6 +32,9 @@ __all__ = ["ClipExtractor", "ClipModel", "HubClip", "OpenClip", "clipsim"]
 
 M = TypeVar("M", bound="ClipModel")
 
+_CHECKED = 256
+"""Texts whose tokens are in memory at once while their lengths are checked."""
+
 
 class ClipModel(ABC):
     """A CLIP of any library: frames and texts to embeddings in one space, frozen.
@@ -53,6 +56,15 @@ class ClipModel(ABC):
         Raises:
             InvalidArgumentError: a text that is too long, unless the model was built to cut it.
         """
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuse what ``embed_texts`` would: by embedding it, where a model knows no quicker way.
+
+        Raises:
+            InvalidArgumentError: a text that is too long, unless the model was built to cut it.
+        """
+        for at in range(0, len(texts), _CHECKED):
+            self.embed_texts(texts[at : at + _CHECKED])
 
     @property
     @abstractmethod
@@ -106,6 +118,11 @@ class OpenClip(ClipModel):
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return open_clip's ``encode_text``."""
         return self.texts.pooled(texts)
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are too long; see ``ClipModel.check_texts``."""
+        for at in range(0, len(texts), _CHECKED):
+            self.texts.check(list(texts[at : at + _CHECKED]))
 
     @property
     def device(self) -> torch.device:
@@ -182,19 +199,24 @@ class HubClip(ClipModel):
         Raises:
             InvalidArgumentError: a text is too long and ``truncate`` is False.
         """
-        texts = list(texts)
+        self.check_texts(texts)
         cut = {"truncation": True, "max_length": self.context_length} if self.truncate else {}
-        tokens = self.tokenizer(texts, **cut)["input_ids"]
+        batch = self.tokenizer(list(texts), padding=True, return_tensors="pt", **cut).to(self.device)
+        return _embedding(
+            self.network.get_text_features(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        )
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are too long; see ``ClipModel.check_texts``."""
+        if self.truncate or not texts:
+            return
+        tokens = self.tokenizer(list(texts))["input_ids"]
         for text, ids in zip(texts, tokens, strict=True):
             if len(ids) > self.context_length:
                 raise InvalidArgumentError(
                     f"the prompt {text!r} has {len(ids)} tokens; {self.name} reads {self.context_length}, "
                     "start and end included. Shorten it, or build the model with truncate=True, which cuts it."
                 )
-        batch = self.tokenizer(texts, padding=True, return_tensors="pt", **cut).to(self.device)
-        return _embedding(
-            self.network.get_text_features(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        )
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,9 @@ __all__ = ["ShapesExtractor", "ShapesFrameExtractor"]
 SIDE = 64
 """Of the frames that the classifier learnt on."""
 
+MOTION_FRAMES = 8
+"""Of a clip, from which on the classifier tells motions apart."""
+
 
 class _ShapesNetwork(NetworkExtractor):
     """What both have in common: a copy of the classifier, and joint classes as logits."""
@@ -80,7 +83,7 @@ class ShapesExtractor(_ShapesNetwork):
     def __init__(
         self, classifier: ShapesClassifier | None = None, *, name: str = "shapes_v1", chunk: int = 32
     ) -> None:
-        super().__init__(classifier, name, "b c f h w", 8, chunk)
+        super().__init__(classifier, name, "b c f h w", MOTION_FRAMES, chunk)
 
     def _describe(self, pixels: Float[Tensor, "n ..."]) -> tuple[Tensor, Tensor | None]:
         reading = self.network(pixels)
