@@ -96,24 +96,27 @@ class _PixelAttention(nn.Module):
 class _SlotAttention(nn.Module):
     """Self-attention along time at each pixel, added to its input; starts as the identity.
 
-    Attention alone is blind to order: sinusoids of the slots' places are added to what it reads.
+    Attention alone is blind to order. What it reads is scaled and shifted by sinusoids of the slots' places:
+    with the shift alone, slots may be told apart and what they show is still summed up without their order.
+    The slowest wave is ``period`` times slower than the fastest.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, period: float) -> None:
         super().__init__()
+        self.period = period
         self.norm = nn.LayerNorm(channels)
         self.attention = SelfAttention(channels, heads, bias=True, zero_init=True)
 
     def forward(self, frames: FrameBatch, places: Float[Tensor, "b s"]) -> FrameBatch:
         """Let each pixel look along time; ``frames`` is ``(b s) c h w``, ``places`` are times."""
         slots = places.shape[1]
-        waves = get_timestep_embedding(places.flatten(), frames.shape[1]).to(frames.dtype)
-        waves = rearrange(waves, "(b s) c -> b s c", s=slots)
+        waves = get_timestep_embedding(places.flatten(), frames.shape[1], max_period=self.period)
+        waves = rearrange(waves.to(frames.dtype), "(b s) c -> b s c", s=slots)
 
         def attend(sequences: Tokens) -> Tokens:
             pixels = len(sequences) // len(waves)  # sequences of one video lie together
-            hidden = self.norm(sequences) + waves.repeat_interleave(pixels, dim=0)
-            return self.attention(hidden)  # type: ignore[no-any-return]
+            shift = waves.repeat_interleave(pixels, dim=0)
+            return self.attention(self.norm(sequences) * (1 + shift) + shift)  # type: ignore[no-any-return]
 
         return frames + over_time(attend, frames, slots)
 
@@ -121,14 +124,14 @@ class _SlotAttention(nn.Module):
 class _Block(Recomputed):
     """A residual block in each frame, then attention in each frame, then along time."""
 
-    def __init__(self, given: int, made: int, head_dim: int, norm_groups: int) -> None:
+    def __init__(self, given: int, made: int, head_dim: int, norm_groups: int, period: float) -> None:
         super().__init__()
         self.residual = ResnetBlock2D(
             in_channels=given, out_channels=made, temb_channels=None, groups=norm_groups
         )
         zeroed(self.residual.conv2)
         self.space = _PixelAttention(made, made // head_dim)
-        self.time = _SlotAttention(made, made // head_dim)
+        self.time = _SlotAttention(made, made // head_dim, period)
 
     def run(self, frames: FrameBatch, places: Float[Tensor, "b s"]) -> Float[Tensor, "bf d h w"]:
         """``(b s) c h w`` of ``given`` channels to as many frames of ``made`` channels."""
@@ -176,7 +179,7 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
         global_channels: int = 16,
         head_width: int | None = None,
         norm_groups: int = 32,
-        scale: float = index_scale(16),  # noqa: ARG002  # read from the config
+        scale: float = index_scale(16),
     ) -> None:
         super().__init__()
         self.frame_size = _size(sample_size)
@@ -186,12 +189,14 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
         self.slot = nn.Parameter(torch.randn(latent_channels, *self.frame_size))  # e_v
         self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
+        # A quarter of a turn from frame to frame is the fastest wave, a quarter in the whole clip the slowest.
+        period = max(1.0, scale / index_scale(1))
         for level, width in enumerate(widths):
             if level:  # space only: every slot stays a slot
                 self.stages.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, stride=2, padding=1))
             for block in range(blocks_per_level):
                 given = widths[max(level - 1, 0)] if block == 0 else width
-                self.stages.append(_Block(given, width, head_dim, norm_groups))
+                self.stages.append(_Block(given, width, head_dim, norm_groups, period))
         self.head = nn.Sequential(
             nn.Conv2d(widths[-1], head_width, 3, padding=1), nn.GroupNorm(norm_groups, head_width), nn.SiLU()
         )
