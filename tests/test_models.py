@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from vidgen.sampling import Sampler
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
+from vidgen.weights import weight_hash
 
 NAMES = sorted(name for name, package in plugins.available(plugins.MODELS).items() if package == "vidgen")
 
@@ -54,6 +56,36 @@ def test_files_are_half_precision_with_card_and_record(name: str) -> None:
     assert record["quality"]["scores"] or record["quality"]["values"]
     card = (folder / "README.md").read_text()
     assert f"vidgen models train {name}" in card
+
+
+def scores(name: str, group: str = "trained") -> dict[str, dict[str, Any]]:
+    record = json.loads((plugins.model_folder(name) / "record.json").read_text())
+    return {score["key"].removesuffix("_shapes_v1"): score for score in record["quality"]["scores"][group]}
+
+
+def test_records_reach_the_goals() -> None:
+    image, video, unseen = scores("shapes/ldm"), scores("shapes/vdm"), scores("shapes/vdm", "held_out")
+    assert min(image[f"prompt_{name}"]["value"] for name in ("shape", "colour")) >= 0.95
+    assert min(video[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
+    assert min(unseen[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.7
+    assert {s["num_generated"] for s in (*image.values(), *video.values())} == {512}
+    assert video["fvd"]["value"] <= 5 * video["fvd"]["null"]
+    assert video["position_spread"]["value"] >= 0.8
+    codec, classifier = (
+        json.loads((plugins.model_folder(f"shapes/{name}") / "record.json").read_text())["quality"]["values"]
+        for name in ("codec", "classifier")
+    )
+    assert codec["psnr"] >= 30
+    assert min(value for name, value in classifier.items() if name.startswith("accuracy")) >= 0.99
+
+
+def test_records_were_judged_by_the_classifier_of_the_package() -> None:
+    weights = weight_hash(load_classifier())
+    for name in ("shapes/ldm", "shapes/vdm"):
+        for score in scores(name).values():
+            protocol = score["protocol"]
+            judge = protocol.get("extractor") or protocol["classifier"]
+            assert judge["weights"] == weights, (name, score["key"])
 
 
 def test_all_of_them_are_small() -> None:
@@ -106,7 +138,7 @@ def test_the_video_model_shows_and_moves_what_it_is_told(video_model: Sampler) -
     shares = prompt_accuracy(load_classifier(), [clips], [prompts]).shares
     assert shares["shape"].value >= 0.7  # over 512 prompts, in 25 steps: see the card
     assert shares["colour"].value >= 0.7
-    assert shares["motion"].value >= 0.5
+    assert shares["motion"].value >= 0.7
 
 
 def test_the_video_model_goes_on_past_what_it_was_trained_on(video_model: Sampler) -> None:
