@@ -45,7 +45,7 @@ class GLOBERConfig(UNetConfig):
         cra_order: whether pairs in the wrong order are fakes, as the paper has it. Not of data that look alike
             backwards: a swapped pair is then a real one, and the best discriminator is a constant.
         cra_balance: whether the fake pairs together weigh as much in the discriminator's loss as the real one.
-            As printed each weighs that, and a small discriminator may stay at "fake", the best constant.
+            Printed as a sum, they outweigh it, and a small discriminator may stay at "fake".
         cra_gate: frames with more noise per signal than this are not judged; None judges all.
         cra_warmup_steps: steps in which the discriminator learns and the decoder does not listen.
         drop_text_frames: share of clips whose prompt the decoder is not told; None is ``drop_text``, which

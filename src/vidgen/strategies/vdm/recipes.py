@@ -60,7 +60,7 @@ def shapes() -> Recipe:
             # is decided at high noise, where little is to be gained: told where the object is, much is.
             first_frame_steps=1500,
             mask_single=0.3,
-            # 2 left colours uneven: too little was seen of little noise.
+            # A model trained with 2 had uneven colours, perhaps for want of steps at little noise.
             noise_bias=1.0,
             guidance_scale=3.0,
             num_inference_steps=25,
