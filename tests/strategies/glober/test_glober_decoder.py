@@ -390,5 +390,5 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
     count = 0
     for channels, halvings in branch.config.sites.values():
         area = (SIZE // 2**halvings) ** 2
-        count += 9 * GLOBAL * channels * 16 + DIM * channels + 9 * channels**2 * area + channels**2 * area
+        count += 9 * GLOBAL * channels * 16 + 2 * DIM * channels + 9 * channels**2 * area + channels**2 * area
     assert branch.multiply_adds((4, 4)) == count

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vidgen.noise import Independent, NoiseKey
 from vidgen.recipe import TrainingConfig
+from vidgen.strategy import Canvas, Request
 from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.training.running import begin_stage
@@ -157,7 +158,7 @@ def test_without_weight_there_is_no_discriminator():
     stage, seen = autoencoder(strategy), []
     strategy.modules["discriminator"].register_forward_hook(lambda *_: seen.append(1))
     assert "discriminator" not in stage.components
-    assert [group.name for group in stage.optimizers()] == ["autoencoder"]
+    assert {group.name for group in stage.optimizers()} == {"autoencoder"}
     (loss,) = stage.losses(batch_of(LATENTS), step_of(stage))
     assert "adversarial" not in loss.logs
     assert not seen
@@ -166,7 +167,7 @@ def test_without_weight_there_is_no_discriminator():
 def test_before_warm_up_ends_the_discriminator_learns_alone():
     strategy = build(cra_warmup_steps=3, kl_weight=0.0)
     stage = autoencoder(strategy)
-    assert [g.name for g in stage.optimizers()] == ["autoencoder", "discriminator"]
+    assert {g.name for g in stage.optimizers()} == {"autoencoder", "discriminator"}
     for index, training, listens in ((2, True, False), (3, True, True), (0, False, True)):  # validation: always
         strategy.video_encoder.train(training)
         first, second = stage.losses(batch_of(LATENTS), step_of(stage, index))
@@ -333,7 +334,7 @@ def test_pixels_of_the_pair_and_of_its_decoded_estimate_are_shown(pixel):
 # The second stage.
 
 
-def test_the_generator_learns_normalised_means_alone():
+def test_the_generator_learns_means_alone():
     drop = share_of_one("generator")
     strategy = build(drop_text=drop, drop_text_frames=0.0)
     stage = generator(strategy)
@@ -342,8 +343,7 @@ def test_the_generator_learns_normalised_means_alone():
     before = {n: {k: x.clone() for k, x in m.state_dict().items()} for n, m in strategy.modules.items()}
     (loss,) = stage.losses(batch_of(LATENTS), step)
     with torch.no_grad():
-        mean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
-        clean = strategy.video_encoder.normalised(mean)
+        clean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
         keys = [NoiseKey(5, f"noise-2-{i}", "train/generator") for i in range(B)]
         eps = Independent().sample_batch(range(1), (5, 2, 2), keys)[:, :, 0]
         t = (step.uniform("timestep") * 1000).long()
@@ -364,30 +364,31 @@ def test_the_generator_learns_normalised_means_alone():
     assert stage.components == ("generator",)
 
 
-def test_v_as_observed_has_mean_0_and_variance_1(monkeypatch):
+def test_the_generators_v_is_what_the_decoder_reads(monkeypatch):
     strategy = build()
-    scale = strategy.video_encoder.scale_of_v
-    first, second = strategy.stages()
-    old = scale.running_mean.clone()
-    list(first.losses(batch_of(LATENTS), step_of(first)))
-    assert torch.equal(scale.running_mean, old)  # validation observes nothing
-    strategy.video_encoder.train()
-    next(first.losses(batch_of(LATENTS), step_of(first)))
-    with torch.no_grad():
-        mean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
-    torch.testing.assert_close(scale.running_mean, 0.99 * old + 0.01 * mean.mean((0, 2, 3)))
-    scale.momentum = 1.0  # as after many steps
-    next(first.losses(batch_of(LATENTS), step_of(first)))
+    _, second = strategy.stages()
     seen, noised = [], strategy.diffusion.noised
     monkeypatch.setattr(strategy.diffusion, "noised", lambda x, eps, t: seen.append(x) or noised(x, eps, t))
-    strategy.video_encoder.eval()
     next(second.losses(batch_of(LATENTS), step_of(second)))
     (v,) = seen
     assert v.shape == (B, 5, 1, 2, 2)
-    torch.testing.assert_close(v.mean((0, 2, 3, 4)), torch.zeros(5), rtol=0, atol=1e-5)
-    torch.testing.assert_close(v.var((0, 2, 3, 4)), torch.ones(5), rtol=0, atol=1e-4)
-    # What is made is undone on the way to the frames.
-    torch.testing.assert_close(strategy.video_encoder.restored(v[:, :, 0]), mean, rtol=0, atol=1e-5)
+    call = strategy.plan(8).calls[1]
+    read, features = [], strategy.decoder.features
+    monkeypatch.setattr(strategy.decoder, "features", lambda v, *rest: read.append(v) or features(v, *rest))
+    with torch.no_grad():
+        request = Request("red", "", 0, 8, 8, 8, 8.0, 1.0, strategy.Options())
+        strategy.condition(call, Canvas({("global", 0): v[0, :, 0]}), request)
+        assert torch.equal(read[0][0], v[0, :, 0])
+        mean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
+    torch.testing.assert_close(v[:, :, 0], mean, rtol=0, atol=1e-5)
+
+
+def test_the_encoder_learns_at_its_own_rate():
+    strategy = build(encoder_lr_scale=0.1)
+    rates = {id(p): g.lr_scale for g in strategy.stages()[0].optimizers() for p in g.parameters}
+    assert {rates[id(p)] for p in strategy.parameters_of("video_encoder")} == {0.1}
+    for name in ("unet", "branch", "index", "text_encoder", "discriminator"):
+        assert {rates[id(p)] for p in strategy.parameters_of(name)} == {1.0}, name
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -406,7 +407,7 @@ def test_both_stages_train_in_bfloat16(trained):
         found = [p.grad for group in stage.optimizers() for p in group.parameters if p.grad is not None]
         assert found
         assert all(g.isfinite().all() for g in found)
-    assert strategy.video_encoder.scale_of_v.running_var.isfinite().all()
+    assert strategy.video_encoder.unit.running_var.isfinite().all()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.strategies.glober.index import IndexEmbedding, index_scale, neighbour_cosine
+from vidgen.strategies.glober.index import IndexEmbedding, index_period, index_scale, neighbour_cosine
 
 
 def embedding(scale: float) -> IndexEmbedding:
@@ -21,19 +21,41 @@ def indices(frames: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("frames", "scale", "expected", "within"),
     [
-        (16, 1.0, 0.99989, 5e-6),  # as the paper prints it
-        (128, 1.0, 0.9999982, 1e-7),
-        (16, index_scale(16), 0.936, 5e-4),
-        (128, index_scale(16), 0.99889, 5e-6),
-        (16, index_scale(128), 0.662, 5e-4),
-        (128, index_scale(128), 0.936, 5e-4),
+        (16, index_scale(16), 0.797, 5e-4),
+        (128, index_scale(16), 0.99648, 5e-6),
+        (16, index_scale(128), 0.359, 5e-4),
+        (128, index_scale(128), 0.882, 5e-4),
     ],
 )
 def test_cosine_between_neighbours(frames: int, scale: float, expected: float, within: float) -> None:
-    assert neighbour_cosine(frames, scale) == pytest.approx(expected, abs=within)
+    cosine = neighbour_cosine(frames, scale, period=index_period(scale))
+    assert cosine == pytest.approx(expected, abs=within)
     waves = embedding(scale).waves(indices(frames)).double()
     measured = torch.cosine_similarity(waves[:-1], waves[1:])
-    assert torch.allclose(measured, measured.new_tensor(neighbour_cosine(frames, scale)), rtol=0, atol=1e-5)
+    assert torch.allclose(measured, measured.new_tensor(cosine), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frames", "expected", "within"), [(16, 0.99989, 5e-6), (128, 0.9999982, 1e-7)])
+def test_cosine_as_the_paper_prints_it(frames: int, expected: float, within: float) -> None:
+    assert neighbour_cosine(frames, 1.0) == pytest.approx(expected, abs=within)
+
+
+@pytest.mark.parametrize("frames", [1, 16, 128])
+def test_the_slowest_wave_turns_by_about_a_quarter_in_the_whole_clip(frames: int) -> None:
+    scale = index_scale(frames)
+    assert index_period(scale) == pytest.approx(frames)
+    slowest = scale * index_period(scale) ** -(159 / 160)
+    assert slowest == pytest.approx(math.pi / 2, rel=0.04)
+    last = embedding(scale).waves(torch.tensor([0.5]))[0, 319]
+    assert float(last) == pytest.approx(math.sin(slowest / 2), abs=1e-6)
+
+
+@torch.no_grad()
+def test_frames_differ_as_much_as_features_vary_before_training() -> None:
+    module = IndexEmbedding(64, 192, index_scale(16))
+    vectors = module(indices(16))
+    assert 0.8 < vectors.std() < 1.2
+    assert torch.cdist(vectors, vectors).fill_diagonal_(math.inf).min() > 0.3 * 192**0.5
 
 
 def test_the_scale_turns_the_fastest_wave_by_a_quarter_from_frame_to_frame() -> None:
@@ -72,7 +94,13 @@ def test_gradients_reach_the_mlp_and_weights_come_back() -> None:
 def test_paper_size() -> None:
     with torch.device("meta"):
         module = IndexEmbedding()
-    assert [tuple(p.shape) for p in module.parameters()] == [(1280, 320), (1280,), (1280, 1280), (1280,)]
+    assert [tuple(p.shape) for p in module.parameters()] == [
+        (1280, 320),
+        (1280,),
+        (1280, 1280),
+        (1280,),
+        (1280, 320),
+    ]
 
 
 @pytest.mark.parametrize(("channels", "scale"), [(3, 1.0), (0, 1.0), (8, 0.0), (8, math.nan)])

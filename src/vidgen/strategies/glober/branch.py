@@ -78,7 +78,7 @@ class Residuals:
 class GlobalBranch(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
     """From the global feature and frame indices to what is added to each stage of the UNet.
 
-    For each stage: a convolution of ``v``, the index vector added, a residual block that brings both to the
+    For each stage: a convolution of ``v``, a residual block that joins the index vector and brings both to the
     stage's resolution, and a zero convolution (GLOBER section 3.1: "additional modules"). The first convolution
     runs once per video. Nothing here sees the noisy frame or the timestep. ``GlobalBranch.beside(unet)``
     chooses the stages; the config records them.
@@ -281,20 +281,23 @@ class _Stage(nn.Module):
 
 
 class _IndexedBlock(nn.Module):
-    """A residual block that adds the index vector and resizes on the way.
+    """A residual block that scales and shifts by the index vector, and resizes on the way.
 
-    The index meets ``v`` before the resizing: once averaged over a coarse stage's pixels, what a place of ``v``
-    holds for this frame and what it holds for others could no longer be told apart.
+    The paper adds the vector. Scaled, one ``v`` can say other things of other frames at once, and training
+    finds out sooner that it does. The index meets ``v`` before the resizing: once averaged over a coarse
+    stage's pixels, what a place of ``v`` holds for this frame and what it holds for others could no longer be
+    told apart.
     """
 
     def __init__(self, width: int, index_dim: int, groups: int) -> None:
         super().__init__()
-        self.index = nn.Linear(index_dim, width)
+        self.index = nn.Linear(index_dim, 2 * width)
         self.norm = nn.GroupNorm(groups, width)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, hidden: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:
-        hidden = hidden + self.index(index)[:, :, None, None]
+        scale, shift = self.index(index)[:, :, None, None].chunk(2, dim=1)
+        hidden = hidden * (1 + scale) + shift
         inner = self.conv(_resize(functional.silu(self.norm(hidden)), size))
         return _resize(hidden, size) + inner  # type: ignore[no-any-return]
 

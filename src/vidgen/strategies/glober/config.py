@@ -39,6 +39,7 @@ class GLOBERConfig(UNetConfig):
             discriminator_time_levels: see ``PairDiscriminator``.
         posterior: ``"deterministic"`` takes the encoder's mean in training; ``"variance"`` draws from its
             distribution; ``"kl"`` also pulls that towards a standard normal.
+        initial_std: see ``VideoEncoder``; it counts for ``"variance"`` and ``"kl"``.
         kl_weight: of the divergence, which is a sum over elements.
         cra_weight: of the adversarial loss; 0 trains without a discriminator.
         cra_form: ``"hinge"``, or ``"log"`` as printed.
@@ -51,7 +52,9 @@ class GLOBERConfig(UNetConfig):
         drop_text_frames: share of clips whose prompt the decoder is not told; None is ``drop_text``, which
             is the generator's.
         global_guidance_scale: default guidance of ``v``.
-        generator_lr_scale, discriminator_lr_scale: factors on the recipe's learning rate.
+        encoder_lr_scale, generator_lr_scale, discriminator_lr_scale: factors on the recipe's learning rate. A
+            slow encoder stays a random mixture of ordered keyframes until the decoder can tell what indices are
+            for; a fast one has forgotten their order by then.
     """
 
     keyframes: int = 4
@@ -74,6 +77,7 @@ class GLOBERConfig(UNetConfig):
     discriminator_full_levels: tuple[int, ...] = (1,)
     discriminator_time_levels: tuple[int, ...] = ()
     posterior: Literal["deterministic", "variance", "kl"] = "kl"
+    initial_std: float = 1.0
     kl_weight: float = 1e-6
     cra_weight: float = 0.1
     cra_form: Literal["hinge", "log"] = "hinge"
@@ -83,6 +87,7 @@ class GLOBERConfig(UNetConfig):
     cra_warmup_steps: int = 0
     drop_text_frames: float | None = None
     global_guidance_scale: float = 9.0
+    encoder_lr_scale: float = 1.0
     generator_lr_scale: float = 1.0
     discriminator_lr_scale: float = 1.0
 
@@ -95,7 +100,7 @@ class GLOBERConfig(UNetConfig):
         for name in ("kl_weight", "cra_weight", "cra_warmup_steps"):
             if getattr(self, name) < 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        for name in ("generator_lr_scale", "discriminator_lr_scale", "cra_gate"):
+        for name in ("encoder_lr_scale", "generator_lr_scale", "discriminator_lr_scale", "cra_gate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InvalidArgumentError(f"{name} is {value}; expected more than 0.")
@@ -124,6 +129,7 @@ class GLOBERConfig(UNetConfig):
             global_channels=self.global_channels,
             norm_groups=norm_groups(self.encoder_widths),
             scale=index_scale(self.sample_frames),
+            initial_std=self.initial_std,
         )
 
     def build_index(self) -> IndexEmbedding:

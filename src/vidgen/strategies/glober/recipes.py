@@ -70,9 +70,12 @@ def shapes() -> Recipe:
             index_channels=64,
             index_dim=192,
             branch_layers=2,
-            generator_width=192,
+            initial_std=0.14,
+            encoder_lr_scale=0.1,
+            noise_bias=1.0,  # little noise says nothing of v: the frame is seen
+            generator_width=128,
             generator_depth=6,
-            generator_heads=6,
+            generator_heads=4,
             generator_pooled_text=True,
             discriminator_width=48,
             discriminator_multipliers=(1, 2),
@@ -89,7 +92,7 @@ def shapes() -> Recipe:
         ),
         data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=6000,
+            steps=5000,
             batch_size=16,
             learning_rate=1e-3,
             lr_schedule="cosine",

@@ -76,7 +76,12 @@ class AutoencoderStage(DenoisingStage):
 
     def optimizers(self) -> tuple[OptimizerGroup, ...]:
         """One for encoder and decoder, one for the discriminator."""
-        groups = [OptimizerGroup(self.name, self.glober.parameters_of(*self.own))]
+        encoder = self.glober.parameters_of("video_encoder")
+        others = self.glober.parameters_of(*(name for name in self.own if name != "video_encoder"))
+        groups = [
+            OptimizerGroup(self.name, encoder, self.config.encoder_lr_scale),
+            OptimizerGroup(self.name, others),
+        ]
         if self.config.adversarial:
             judges = self.glober.parameters_of("discriminator")
             groups.append(OptimizerGroup("discriminator", judges, self.config.discriminator_lr_scale))
@@ -115,7 +120,6 @@ class AutoencoderStage(DenoisingStage):
         latents = _latents_of(self.glober, batch, torch.cat([chosen, pair], dim=1))
         keys, clean = latents[:, :, :-2], latents[:, :, -2:]
         posterior = self.glober.posterior(keys, frames)
-        self.glober.video_encoder.observe(posterior.mean)
         v = posterior.mean
         if self.config.posterior != "deterministic":
             v = posterior.sample(_posterior_noise(step, v))  # GLOBER eq. 1
@@ -170,7 +174,7 @@ class AutoencoderStage(DenoisingStage):
 
 
 class GeneratorStage(DenoisingStage):
-    """Trains the generator on the means of ``v``, normalised; everything else stays as it is.
+    """Trains the generator on the means of ``v``; everything else stays as it is.
 
     Args:
         strategy: what is trained.
@@ -210,7 +214,7 @@ class GeneratorStage(DenoisingStage):
         del step
         with torch.no_grad():
             mean = self.glober.posterior(latents, self._frames).mean
-        return self.glober.video_encoder.normalised(mean.float())[:, :, None], None
+        return mean.float()[:, :, None], None
 
     def condition(
         self, batch: ClipBatch, clean: Latents, known: KnownMask | None, step: TrainingStep

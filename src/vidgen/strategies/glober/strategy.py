@@ -155,7 +155,7 @@ class GLOBER(DenoisingStrategy):
         tokens, negative = self.tokens(call, request)
         if call.level == GLOBAL:
             return Conditioning(tokens, negative, self._global_scale(request))
-        v = self.video_encoder.restored(canvas[GLOBAL, 0][None].to(self.device, torch.float32))
+        v = canvas[GLOBAL, 0][None].to(self.device, torch.float32)
         indices = torch.tensor(call.frames, device=self.device) / request.num_frames
         _, h, w = self.slot_shape(call, request)
         vectors = self.index(indices)[None]
@@ -208,7 +208,7 @@ class GLOBER(DenoisingStrategy):
 
     @torch.no_grad()
     def encode(self, video: Any) -> Float[Tensor, "c h w"]:
-        """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean, normalised.
+        """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean.
 
         The video may have any length from ``keyframes`` frames on; its whole is what ``v`` stands for.
 
@@ -223,8 +223,7 @@ class GLOBER(DenoisingStrategy):
         clip: Tensor = clip_of(video, self.config.sample_size, "video", resize="crop")
         chosen = keyframes(clip.shape[1], self.config.keyframes)
         latents = self.codec.encode(clip[None, :, list(chosen)].to(self.device))
-        mean = self.posterior(latents.to(self.dtype), clip.shape[1]).mean
-        return self.video_encoder.normalised(mean.float())[0].cpu()
+        return self.posterior(latents.to(self.dtype), clip.shape[1]).mean[0].float().cpu()
 
     def stages(self) -> tuple[Stage, ...]:
         """The auto-encoder with its discriminator, then the generator on the encoder's means."""

@@ -7,6 +7,7 @@ The cost follows the keyframes, and no frame but them is ever looked at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from einops import pack, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import SelfAttention, over_space, over_time
 from vidgen.nn.recompute import Recomputed, RecomputingModel
 from vidgen.nn.zero import zeroed
 from vidgen.shapes import FrameBatch, Latents, Tokens
-from vidgen.strategies.glober.index import index_scale
+from vidgen.strategies.glober.index import index_period, index_scale
 
 __all__ = ["Posterior", "VideoEncoder", "keyframes"]
 
@@ -94,31 +96,49 @@ class _PixelAttention(nn.Module):
 
 
 class _SlotAttention(nn.Module):
-    """Self-attention along time at each pixel, added to its input; starts as the identity.
+    """Self-attention along time at each pixel, added to its input.
 
-    Attention alone is blind to order. What it reads is scaled and shifted by sinusoids of the slots' places:
-    with the shift alone, slots may be told apart and what they show is still summed up without their order.
-    The slowest wave is ``period`` times slower than the fastest.
+    Attention alone is blind to order. What it reads, values included, is rotated pair by pair by angles that
+    grow with the slots' places, and shifted by sinusoids of them: with the shift alone, slots may be told apart
+    and what they show is still summed up without their order. It does not start as the identity: a random
+    mixture of ordered keyframes is something that the decoder can learn to read, nothing is not.
+
+    Args:
+        channels, heads: of the attention.
+        period: how much slower the slowest sinusoid is than the fastest; the slowest rotation is half of that.
     """
 
     def __init__(self, channels: int, heads: int, period: float) -> None:
         super().__init__()
         self.period = period
         self.norm = nn.LayerNorm(channels)
-        self.attention = SelfAttention(channels, heads, bias=True, zero_init=True)
+        self.attention = SelfAttention(channels, heads, bias=True)
 
     def forward(self, frames: FrameBatch, places: Float[Tensor, "b s"]) -> FrameBatch:
         """Let each pixel look along time; ``frames`` is ``(b s) c h w``, ``places`` are times."""
-        slots = places.shape[1]
-        waves = get_timestep_embedding(places.flatten(), frames.shape[1], max_period=self.period)
-        waves = rearrange(waves.to(frames.dtype), "(b s) c -> b s c", s=slots)
+        slots, channels = places.shape[1], frames.shape[1]
+        waves = get_timestep_embedding(places.flatten(), channels, max_period=self.period)
+        waves = rearrange(waves, "(b s) c -> b s c", s=slots)
+        angles = places[..., None] * self._speeds(channels // 2).to(places)
 
         def attend(sequences: Tokens) -> Tokens:
             pixels = len(sequences) // len(waves)  # sequences of one video lie together
-            shift = waves.repeat_interleave(pixels, dim=0)
-            return self.attention(self.norm(sequences) * (1 + shift) + shift)  # type: ignore[no-any-return]
+            shift, turn = (x.repeat_interleave(pixels, dim=0) for x in (waves, angles))
+            tokens = _rotated(self.norm(sequences).float(), turn) + shift
+            return self.attention(tokens.to(frames.dtype))  # type: ignore[no-any-return]
 
         return frames + over_time(attend, frames, slots)
+
+    def _speeds(self, pairs: int) -> Float[Tensor, " p"]:
+        """Radians per radian of the fastest, from 1 down in equal ratios."""
+        return max(1.0, self.period / 2) ** -torch.linspace(0, 1, pairs)
+
+
+def _rotated(x: Float[Tensor, "b s c"], angles: Float[Tensor, "b s p"]) -> Float[Tensor, "b s c"]:
+    """Turn the plane of feature ``j`` and feature ``j + c / 2`` by the ``j``-th angle."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class _Block(Recomputed):
@@ -147,10 +167,13 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
     has it. Run on every slot they would cost 51.6, 129.0 and 439.3 GFLOP and give the same ``v``.
 
     Where the paper leaves it open or the released code departs: attention normalises each token by itself;
-    order in time comes from sinusoids of the keyframes' normalised indices, not from the zeros that pad
-    temporal convolutions, so unevenly spaced keyframes are told apart; any number of keyframes will do.
+    order in time comes from the keyframes' normalised indices, not from the zeros that pad temporal
+    convolutions, so unevenly spaced keyframes are told apart; any number of keyframes will do.
 
-    ``v`` does not depend on the keyframes until the first training step: attention along time starts at zero.
+    The mean passes a batch normalisation without parameters. So ``v`` has zero mean and unit variance per
+    channel: loud enough from the first step for the decoder to hear it beside its own noise, and on the scale
+    that the generator's noise schedule is made for. In training that is over the batch, else over the running
+    averages, which every training batch moves by a fiftieth.
 
     Args:
         latent_channels: of a keyframe.
@@ -163,9 +186,10 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
             whole groups.
         norm_groups: groups of the normalisations; they divide every width.
         scale: factor on normalised indices, ``index_scale(frames)`` for training videos of so many frames.
+        initial_std: standard deviation of ``v`` around its mean before training; the released code has 1.
 
     Raises:
-        InvalidArgumentError: sizes that do not fit each other.
+        InvalidArgumentError: sizes that do not fit each other, or no positive deviation.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -180,17 +204,19 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
         head_width: int | None = None,
         norm_groups: int = 32,
         scale: float = index_scale(16),
+        initial_std: float = 1.0,
     ) -> None:
         super().__init__()
         self.frame_size = _size(sample_size)
         if head_width is None:
             head_width = max(1, 13 * widths[-1] // (20 * norm_groups)) * norm_groups if widths else 0
         _check_sizes(self.frame_size, widths, blocks_per_level, head_dim, head_width, norm_groups)
+        if not 0 < initial_std < math.inf:
+            raise InvalidArgumentError(f"initial_std is {initial_std}; expected a number above 0.")
         self.slot = nn.Parameter(torch.randn(latent_channels, *self.frame_size))  # e_v
         self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
-        # A quarter of a turn from frame to frame is the fastest wave, a quarter in the whole clip the slowest.
-        period = max(1.0, scale / index_scale(1))
+        period = index_period(scale)
         for level, width in enumerate(widths):
             if level:  # space only: every slot stays a slot
                 self.stages.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, stride=2, padding=1))
@@ -201,9 +227,10 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
             nn.Conv2d(widths[-1], head_width, 3, padding=1), nn.GroupNorm(norm_groups, head_width), nn.SiLU()
         )
         self.to_mean = nn.Conv2d(head_width, global_channels, 3, padding=1)
-        self.to_logvar = zeroed(nn.Conv2d(head_width, global_channels, 3, padding=1))  # std starts at 1
-        # Only ever observes: v's scale is the encoder's own choice, and a generator needs to know it.
-        self.scale_of_v = nn.BatchNorm2d(global_channels, affine=False, momentum=0.01)
+        self.to_logvar = zeroed(nn.Conv2d(head_width, global_channels, 3, padding=1))
+        assert self.to_logvar.bias is not None
+        nn.init.constant_(self.to_logvar.bias, 2 * math.log(initial_std))
+        self.unit = nn.BatchNorm2d(global_channels, affine=False, momentum=0.02)
 
     @property
     def global_shape(self) -> tuple[int, int, int]:
@@ -232,35 +259,16 @@ class VideoEncoder(RecomputingModel, ConfigMixin):  # type: ignore[misc]  # diff
         for stage in self.stages:
             hidden = stage(hidden, places) if isinstance(stage, _Block) else stage(hidden)
         hidden = self.head(hidden[:: places.shape[1]])  # the temporal split: slot 0 stays
-        return Posterior(self.to_mean(hidden), self.to_logvar(hidden).clamp(*LOG_VARIANCES))
+        logvar = self.to_logvar(hidden).clamp(*LOG_VARIANCES)
+        return Posterior(self._unit(self.to_mean(hidden)).to(logvar.dtype), logvar)
 
-    @torch.no_grad()
-    def observe(self, mean: Float[Tensor, "b c h w"]) -> None:
-        """Take note of the scale of ``v``, by running averages over training batches; else nothing changes."""
-        if self.training:
-            with torch.autocast(mean.device.type, enabled=False):
-                self.scale_of_v(mean.float())
-
-    def normalised(self, v: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return ``v`` with zero mean and unit variance per channel over the training data; float32.
-
-        What the generator makes, and what a canvas holds. The paper does not say how ``v`` is scaled; noise
-        schedules are made for unit variance.
-        """
-        mean, std = self._scale(v)
-        return (v.float() - mean) / std
-
-    def restored(self, normalised: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Undo ``normalised``: ``v`` as the decoder takes it."""
-        mean, std = self._scale(normalised)
-        return normalised.float() * std + mean
-
-    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = self.scale_of_v.running_mean, self.scale_of_v.running_var
-        assert mean is not None
-        assert variance is not None
-        mean, std = mean.to(like.device, torch.float32), (variance.to(like.device, torch.float32) + 1e-8).sqrt()
-        return mean[:, None, None], std[:, None, None]
+    def _unit(self, mean: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Zero mean and unit variance per channel, in the precision of the running averages."""
+        stored = self.unit.running_mean, self.unit.running_var
+        mean = mean.to(stored[0])  # also under autocast
+        if self.training and mean[:, 0].numel() == 1:  # one number has no variance
+            return functional.batch_norm(mean, *stored, eps=self.unit.eps)
+        return self.unit(mean)  # type: ignore[no-any-return]
 
     def _check(self, latents: Tensor, indices: Tensor) -> None:
         _, channels, count, *size = latents.shape

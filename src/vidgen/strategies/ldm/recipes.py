@@ -26,7 +26,7 @@ def shapes() -> Recipe:
         # Four frames of many videos are soon encoded, and are as good as any four.
         data=DataConfig(clip_length=1, frames=4, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=16000,
+            steps=20000,
             batch_size=64,
             learning_rate=1e-3,
             lr_schedule="cosine",
