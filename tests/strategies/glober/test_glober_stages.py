@@ -46,12 +46,12 @@ def values(stage, batch, step):
 # What is drawn, written out.
 
 
-def drawn(step, sample):
+def drawn(step, sample, bias=0.0):
     """The two frames and timesteps of a clip, from the step's keys."""
     one, other = step.uniforms(sample, "frames", 2).float().tolist()
     first, second = int(one * F), int(other * (F - 1))
     frames = sorted((first, second + (second >= first)))
-    return frames, [int(u * 1000) for u in step.uniforms(sample, "timestep", 2)]
+    return frames, [int(float(u) ** (1 / (1 + bias)) * 1000) for u in step.uniforms(sample, "timestep", 2)]
 
 
 def share_of_one(name):
@@ -60,14 +60,26 @@ def share_of_one(name):
 
 
 @torch.no_grad()
-def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl", fake_weight=1.0):
+def by_hand(
+    strategy,
+    step,
+    *,
+    form="hinge",
+    gate=None,
+    drop=0.0,
+    posterior="kl",
+    fake_weight=1.0,
+    swapped=True,
+    bias=0.0,
+    gamma=None,
+):
     """Every part of the first stage's losses."""
     abar = strategy.scheduler.alphas_cumprod
     keys = torch.tensor([0.0, 7 / 8])
     found = strategy.video_encoder(LATENTS[:, :, [0, 7]], keys)
     errors, real, made, gates = [], [], [], []
     for clip in range(B):
-        frames, times = drawn(step, clip)
+        frames, times = drawn(step, clip, bias)
         v = found.mean[clip]
         if posterior != "deterministic":
             key = NoiseKey(5, f"posterior-2-{clip}", "train/autoencoder")
@@ -80,7 +92,9 @@ def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl"
         tokens = strategy.text_encoder.encode(["" if dropped else batch_of(LATENTS).captions[clip]])
         index = strategy.index(torch.tensor(frames) / F)[None]
         prediction = strategy.decoder(x_t[None], torch.tensor([times]), tokens, v=v[None], index=index)[0]
-        errors.append(((prediction - eps) ** 2).mean())
+        snr = a / (1 - a)
+        weight = 1.0 if gamma is None else snr.clamp(max=gamma) / snr  # of predicted noise
+        errors.append((weight * (prediction - eps) ** 2).mean())
         real.append(x)
         made.append((x_t - (1 - a).sqrt() * prediction) / a.sqrt())
         gates.append([float(gate is None or ((1 - abar[t]) / abar[t]).sqrt() <= gate) for t in times])
@@ -101,7 +115,7 @@ def by_hand(strategy, step, *, form="hinge", gate=None, drop=0.0, posterior="kl"
     weights = [open_j, open_i, open_i * open_j, one, open_i * open_j]
     fake = logits(*fakes)
     judged = FORMS[form](logits((x_i, x_j)), fake[:0])
-    for logit, weight in zip(fake, weights, strict=True):
+    for logit, weight in list(zip(fake, weights, strict=True))[: None if swapped else 3]:
         judged = judged + fake_weight * weight * FORMS[form](fake[:0], logit[None])
     return torch.stack(errors).mean(), divergence, adversarial, judged.mean(), torch.tensor(gates)
 
@@ -140,6 +154,27 @@ def test_balanced_fakes_weigh_as_much_as_the_real_pair(gate):
     first, second = stage.losses(batch_of(LATENTS), step)
     torch.testing.assert_close(second.value.detach(), judged, rtol=1e-4, atol=1e-4)
     assert first.logs["adversarial"] == pytest.approx(float(adversarial), rel=1e-3, abs=1e-4)  # as before
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_without_order_swapped_pairs_are_not_among_the_fakes(balance):
+    strategy = build(cra_order=False, cra_balance=balance, drop_text=0.0)
+    stage = autoencoder(strategy)
+    step = step_of(stage)
+    *_, judged, _ = by_hand(strategy, step, swapped=False, fake_weight=1 / 3 if balance else 1.0)
+    _, second = stage.losses(batch_of(LATENTS), step)
+    torch.testing.assert_close(second.value.detach(), judged, rtol=1e-4, atol=1e-4)
+    assert "logit/swapped" not in second.logs
+
+
+@pytest.mark.parametrize(("bias", "gamma"), [(2.0, None), (0.0, 1.5), (1.0, 1.5)])
+def test_timesteps_are_biased_and_errors_weighed_as_the_config_says(bias, gamma):
+    strategy = build(noise_bias=bias, snr_gamma=gamma, cra_weight=0.0, kl_weight=0.0, drop_text=0.0)
+    stage = autoencoder(strategy)
+    step = step_of(stage)
+    error, *_ = by_hand(strategy, step, bias=bias, gamma=gamma)
+    (loss,) = stage.losses(batch_of(LATENTS), step)
+    torch.testing.assert_close(loss.value.detach(), error, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("posterior", ["deterministic", "variance", "kl"])
