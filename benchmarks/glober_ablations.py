@@ -1,6 +1,6 @@
 """GLOBER's ablations in miniature: tables 4 (CRA), 5 (shape of ``v``) and 10 (posterior) of the paper.
 
-Two more are of what this library changed: the encoder's learning rate and the deviation that ``v`` starts with.
+Two more are of what this library changed: the encoder's warm-up and the deviation that ``v`` starts with.
 
 Run ``python benchmarks/glober_ablations.py --out benchmarks/results/glober_ablations.json``; one variant
 alone with ``--variants "no CRA"``. Each variant is trained from the same weights on the same clips, with as
@@ -51,7 +51,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "v of 16 x 2 x 2": {"encoder_widths": (64, 96, 96)},
         "v of 4 x 4 x 4": {"global_channels": 4},
         "8 keyframes": {"keyframes": 8},
-        "encoder at the full rate": {"encoder_lr_scale": 1.0},
+        "encoder without warm-up": {"encoder_warmup_steps": 0},
         "v's deviation starts at 1": {"initial_std": 1.0},
     }
 )

@@ -30,6 +30,7 @@ class OptimizerGroup:
         name: the optimiser's name within its stage; groups of the same name share one optimiser.
         parameters: the trained parameters, in a fixed order.
         lr_scale: factor on the recipe's learning rate.
+        warmup_steps: steps over which that factor itself rises from 0, beside the recipe's warm-up.
         weight_decay: overrides the recipe's where given.
         betas: override the recipe's where given; adversarial stages often want ``(0.0, 0.9)``.
     """
@@ -37,6 +38,7 @@ class OptimizerGroup:
     name: str
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
+    warmup_steps: int = 0
     weight_decay: float | None = None
     betas: tuple[float, float] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn.checkpointing import checkpoint
@@ -129,6 +130,7 @@ def begin_stage(strategy: Trainable, stage: Stage, config: TrainingConfig, devic
             # Ours knows of attention backends; modules that are not diffusers' bring their own.
             able.enable_gradient_checkpointing(*((checkpoint,) if isinstance(able, ModelMixin) else ()))
     named: dict[str, list[dict[str, Any]]] = {}
+    warmups: dict[str, list[int]] = {}
     parameters: list[nn.Parameter] = []
     for group in stage.optimizers():
         options: dict[str, Any] = {
@@ -138,11 +140,12 @@ def begin_stage(strategy: Trainable, stage: Stage, config: TrainingConfig, devic
             "betas": config.betas if group.betas is None else group.betas,
         }
         named.setdefault(group.name, []).append(options)
+        warmups.setdefault(group.name, []).append(group.warmup_steps)
         parameters += group.parameters
     optimizers: dict[str, torch.optim.Optimizer] = {
         name: torch.optim.AdamW(groups) for name, groups in named.items()
     }
-    schedules = {name: _schedule(optimizer, config) for name, optimizer in optimizers.items()}
+    schedules = {name: _schedule(optimizer, config, warmups[name]) for name, optimizer in optimizers.items()}
     precision = Precision(config.mixed_precision, device, optimizers)
     return Running(strategy, stage, optimizers, schedules, parameters, _average(parameters, config), precision)
 
@@ -170,13 +173,19 @@ def _checkpointing(strategy: Trainable, stage: Stage) -> Iterator[Any]:
             yield module
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:
-    return get_scheduler(
+def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, warmups: list[int]) -> LambdaLR:
+    """The recipe's schedule for every group, times a rise over the group's own warm-up."""
+    shared = get_scheduler(
         config.lr_schedule,
         optimizer,
         num_warmup_steps=config.warmup_steps,
         num_training_steps=config.steps,
-    )
+    ).lr_lambdas[0]
+
+    def rising(steps: int) -> Callable[[int], float]:
+        return lambda step: shared(step) * (min(1.0, step / steps) if steps else 1.0)
+
+    return LambdaLR(optimizer, [rising(steps) for steps in warmups])
 
 
 def _average(parameters: list[nn.Parameter], config: TrainingConfig) -> EMAModel | None:

@@ -105,6 +105,19 @@ def test_unet_keeps_its_state_dict_and_gets_its_plain_self_back() -> None:
 
 
 @torch.no_grad()
+def test_the_index_scales_what_v_says_and_shifts_it() -> None:
+    block = next(iter(decoder(trained=True).branch.stages.values())).blocks[0]
+    width = block.conv.in_channels
+    hidden, index = torch.randn(3, width, 4, 4), torch.randn(3, INDEX.shape[-1])
+    block.conv.weight.zero_()  # what is left is the scaled and shifted input
+    block.conv.bias.zero_()
+    scale, shift = block.index(index)[:, :, None, None].chunk(2, dim=1)
+    expected = hidden + scale * hidden + shift
+    torch.testing.assert_close(block(hidden, index, (4, 4)), expected, rtol=0, atol=1e-5)
+    assert (scale.std(0) > 1e-3).all()
+
+
+@torch.no_grad()
 def test_cached_residuals_are_those_of_every_step_bit_by_bit() -> None:
     made = decoder(trained=True)
     cached = made.features(V, INDEX, (SIZE, SIZE))

@@ -28,7 +28,7 @@ FORMS = {
 
 
 def build(*args, **changes):
-    return build_tiny(*args, **{"prediction_type": "epsilon", **changes})
+    return build_tiny(*args, **{"prediction_type": "epsilon", "sample_frames": F, **changes})
 
 
 def autoencoder(strategy):
@@ -418,12 +418,26 @@ def test_the_generators_v_is_what_the_decoder_reads(monkeypatch):
     torch.testing.assert_close(v[:, :, 0], mean, rtol=0, atol=1e-5)
 
 
-def test_the_encoder_learns_at_its_own_rate():
-    strategy = build(encoder_lr_scale=0.1)
-    rates = {id(p): g.lr_scale for g in strategy.stages()[0].optimizers() for p in g.parameters}
-    assert {rates[id(p)] for p in strategy.parameters_of("video_encoder")} == {0.1}
-    for name in ("unet", "branch", "index", "text_encoder", "discriminator"):
-        assert {rates[id(p)] for p in strategy.parameters_of(name)} == {1.0}, name
+def test_the_encoders_rate_rises_over_its_own_warm_up():
+    strategy = build(encoder_warmup_steps=4, cra_weight=0.1)
+    training = replace(CONFIG, learning_rate=0.01, warmup_steps=2, lr_schedule="constant_with_warmup")
+    running = begin_stage(strategy, strategy.stages()[0], training, torch.device("cpu"))
+    own = {id(p) for p in strategy.parameters_of("video_encoder")}
+    found = []
+    for _ in range(6):
+        groups = running.optimizers["autoencoder"].param_groups
+        rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+        assert set(rates) >= own
+        found.append(({rates[p] for p in own}, {rate for p, rate in rates.items() if p not in own}))
+        assert running.take_means()["lr/autoencoder"] == max(found[-1][1])  # what most of it learns at
+        for optimizer in running.optimizers.values():
+            optimizer.step()
+        running.advance({"autoencoder", "discriminator"})
+    shared = [0.01 * min(1, step / 2) for step in range(6)]
+    assert [sorted(others) for _, others in found] == [[pytest.approx(rate)] for rate in shared]
+    assert [sorted(encoder) for encoder, _ in found] == [
+        [pytest.approx(rate * min(1, step / 4))] for step, rate in enumerate(shared)
+    ]
 
 
 @pytest.mark.parametrize("trained", [True, False])

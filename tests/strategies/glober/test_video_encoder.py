@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.strategies.glober.video_encoder import Posterior, VideoEncoder, keyframes
+from vidgen.strategies.glober.video_encoder import Posterior, VideoEncoder, _SlotAttention, keyframes
 
 B, C, K, SIZE = 2, 3, 3, 8
 INDICES = torch.tensor([0.0, 0.25, 0.75])
@@ -48,6 +48,23 @@ def test_keyframes() -> None:
 def test_impossible_keyframes_are_refused(frames: int, count: int) -> None:
     with pytest.raises(InvalidArgumentError, match="ask for 1 to"):
         keyframes(frames, count)
+
+
+def test_keyframes_of_other_lengths_are_nearest_to_those_of_training() -> None:
+    assert keyframes(32, 4, trained=16) == (0, 10, 20, 30)  # the same instants of a clip at twice the rate
+    assert keyframes(24, 4, trained=16) == (0, 8, 15, 23)  # 0, 7.5, 15, 22.5
+    assert keyframes(8, 4, trained=16) == (0, 3, 5, 7)  # 7.5 is no frame
+    assert keyframes(5, 4, trained=16) == (0, 2, 3, 4)
+    assert keyframes(4, 4, trained=16) == (0, 1, 2, 3)
+    assert keyframes(16, 4, trained=16) == keyframes(16, 4)
+    for frames in range(4, 70):
+        chosen = keyframes(frames, 4, trained=16)
+        assert len(set(chosen)) == 4
+        assert list(chosen) == sorted(chosen)
+        assert chosen[0] >= 0
+        assert chosen[-1] < frames
+    with pytest.raises(InvalidArgumentError, match="ask for 1 to 3"):
+        keyframes(3, 4, trained=16)
 
 
 def test_posterior_samples_and_diverges_by_the_book() -> None:
@@ -133,6 +150,25 @@ def test_order_and_places_in_time_are_seen() -> None:
 
 
 @torch.no_grad()
+def test_contents_are_turned_and_places_are_told_besides() -> None:
+    """By the first alone slots without content could not be told apart, by the second order is summed away."""
+    attention = _SlotAttention(8, 2, 16.0)
+    seen: list[torch.Tensor] = []
+    attention.attention.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    places = torch.tensor([[0.0, 1.0, 3.0]])
+    attention(torch.zeros(3, 8, 1, 1), places)
+    shifts = seen[-1]
+    assert (shifts[0].diff(dim=0).abs().amax(1) > 0.1).all()
+    frame = noise(1, 8, 1, 1)
+    attention(frame.expand(3, 8, 1, 1), places)
+    turned = (seen[-1] - shifts)[0]
+    content = torch.nn.functional.layer_norm(frame.flatten(), (8,))
+    angles = places[0, :, None] * 8.0 ** -torch.linspace(0, 1, 4)  # the slowest 8 = 16 / 2 times slower
+    pairs = torch.complex(content[:4], content[4:]) * torch.polar(torch.ones(3, 4), angles)
+    torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], dim=1), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_attention_along_time_stays_at_its_pixel() -> None:
     """Without convolutions of a neighbourhood, and without space, a pixel reaches its own pixel of v only."""
     encoder = trained(widths=(8,))
@@ -191,11 +227,20 @@ def test_checkpointing_recomputes_and_changes_no_gradient() -> None:
         assert one is other is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)])
 @torch.no_grad()
-def test_half_precision() -> None:
-    posterior = trained().to(torch.bfloat16)(latents().bfloat16(), INDICES)
-    assert posterior.mean.dtype == torch.bfloat16
+def test_half_precision(dtype: torch.dtype, within: float, tmp_path: Path) -> None:
+    encoder = trained()
+    encoder.unit.running_mean.copy_(torch.linspace(-1, 1, 5))
+    encoder.unit.running_var.copy_(torch.linspace(0.3, 2, 5))
+    exact = encoder(latents(), INDICES).mean
+    posterior = encoder.to(dtype)(latents().to(dtype), INDICES)
+    assert posterior.mean.dtype == dtype
     assert posterior.kl().isfinite()
+    assert (posterior.mean.float() - exact).square().mean().sqrt() < within
+    encoder.save_pretrained(tmp_path)  # as bundled models are saved, and loaded to float32
+    again = VideoEncoder.from_pretrained(tmp_path, torch_dtype=torch.float32, use_safetensors=True).eval()
+    assert (again(latents(), INDICES).mean - exact).square().mean().sqrt() < within / 2
 
 
 def gigaflops(encoder: VideoEncoder, count: int) -> float:
@@ -241,6 +286,7 @@ def test_indices_that_do_not_fit_are_refused(indices: torch.Tensor) -> None:
     [
         {"widths": ()},
         {"widths": (8, 18)},
+        {"widths": (9,), "head_dim": 9, "norm_groups": 3},
         {"head_dim": 3},
         {"sample_size": 7},
         {"blocks_per_level": 0},

@@ -38,7 +38,8 @@ class GLOBERConfig(UNetConfig):
         discriminator_width, discriminator_multipliers, discriminator_full_levels,
             discriminator_time_levels: see ``PairDiscriminator``.
         posterior: ``"deterministic"`` takes the encoder's mean in training; ``"variance"`` draws from its
-            distribution; ``"kl"`` also pulls that towards a standard normal.
+            distribution; ``"kl"`` also pulls that towards a standard normal: its variance, for the mean's scale
+            is fixed.
         initial_std: see ``VideoEncoder``; it counts for ``"variance"`` and ``"kl"``.
         kl_weight: of the divergence, which is a sum over elements.
         cra_weight: of the adversarial loss; 0 trains without a discriminator.
@@ -52,9 +53,10 @@ class GLOBERConfig(UNetConfig):
         drop_text_frames: share of clips whose prompt the decoder is not told; None is ``drop_text``, which
             is the generator's.
         global_guidance_scale: default guidance of ``v``.
-        encoder_lr_scale, generator_lr_scale, discriminator_lr_scale: factors on the recipe's learning rate. A
-            slow encoder stays a random mixture of ordered keyframes until the decoder can tell what indices are
-            for; a fast one has forgotten their order by then.
+        encoder_warmup_steps: steps over which the encoder's learning rate rises. A slow encoder stays a random
+            mixture of ordered keyframes until the decoder can tell what indices are for; a fast one has
+            forgotten their order by then.
+        generator_lr_scale, discriminator_lr_scale: factors on the recipe's learning rate.
     """
 
     keyframes: int = 4
@@ -87,7 +89,7 @@ class GLOBERConfig(UNetConfig):
     cra_warmup_steps: int = 0
     drop_text_frames: float | None = None
     global_guidance_scale: float = 9.0
-    encoder_lr_scale: float = 1.0
+    encoder_warmup_steps: int = 0
     generator_lr_scale: float = 1.0
     discriminator_lr_scale: float = 1.0
 
@@ -97,10 +99,10 @@ class GLOBERConfig(UNetConfig):
         check_name("posterior", self.posterior, ("deterministic", "variance", "kl"))
         check_name("judge", self.judge, ("latent", "pixel"))
         check_name("cra_form", self.cra_form, ("hinge", "log"))
-        for name in ("kl_weight", "cra_weight", "cra_warmup_steps"):
+        for name in ("kl_weight", "cra_weight", "cra_warmup_steps", "encoder_warmup_steps"):
             if getattr(self, name) < 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        for name in ("encoder_lr_scale", "generator_lr_scale", "discriminator_lr_scale", "cra_gate"):
+        for name in ("generator_lr_scale", "discriminator_lr_scale", "cra_gate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InvalidArgumentError(f"{name} is {value}; expected more than 0.")

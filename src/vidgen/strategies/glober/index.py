@@ -12,7 +12,8 @@ as printed (scale 1)               0.99989     0.9999982
 ``index_scale(128)`` = 201         0.359       0.882
 =================================  ==========  ===========
 
-Scaled, waves are also as many as there are channels: a period of 10,000 left two thirds of them without a turn.
+The slowest wave turns by a quarter in a training clip. With the period of diffusion timesteps, 10,000, seven of
+ten waves would turn by less at that scale.
 
 More is not better. Frames between those that training saw are asked for too (other frame rates), and waves
 that turn by more than half a period from one seen frame to the next say anything there: an embedding of 64

@@ -40,7 +40,12 @@ def tiny() -> Recipe:
             generator_pooled_text=True,
             discriminator_width=32,
             discriminator_multipliers=(1, 1),
+            cra_order=False,
+            cra_balance=True,
+            cra_weight=0.002,
             cra_warmup_steps=100,
+            initial_std=0.14,
+            encoder_warmup_steps=1000,
             # A patch has more numbers than the network is wide: clean pixels pass through it, noise does not.
             prediction_type="sample",
             guidance_scale=2.0,
@@ -70,8 +75,9 @@ def shapes() -> Recipe:
             index_channels=64,
             index_dim=192,
             branch_layers=2,
+            global_channels=32,
             initial_std=0.14,
-            encoder_lr_scale=0.1,
+            encoder_warmup_steps=3000,
             noise_bias=1.0,  # little noise says nothing of v: the frame is seen
             generator_width=128,
             generator_depth=6,
@@ -84,15 +90,15 @@ def shapes() -> Recipe:
             cra_weight=0.002,
             cra_warmup_steps=1000,
             drop_text=0.1,
-            # The prompt says what v says: told half the time, the decoder learns to listen to v.
-            drop_text_frames=0.5,
+            # The prompt says what v says: told half the time, the decoder took colours from it and not from v.
+            drop_text_frames=0.9,
             guidance_scale=1.5,
             global_guidance_scale=3.0,
             num_inference_steps=25,
         ),
         data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=5000,
+            steps=8000,
             batch_size=16,
             learning_rate=1e-3,
             lr_schedule="cosine",

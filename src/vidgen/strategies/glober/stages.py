@@ -29,7 +29,6 @@ from vidgen.strategies.glober.cra import (
     pair_weights,
     timestep_gate,
 )
-from vidgen.strategies.glober.video_encoder import keyframes
 from vidgen.trainable import Loss, OptimizerGroup, TrainingStep
 from vidgen.video.dataset import ClipBatch
 
@@ -56,7 +55,8 @@ class AutoencoderStage(DenoisingStage):
 
     ``||eps - eps_theta||^2`` or its like for the other prediction types, the divergence of ``v``, and the
     coherence and realism adversarial loss (eq. 10). Of a clip no frames are looked at but the keyframes and
-    the two. Prompts are dropped, ``v`` never.
+    the two. Prompts are dropped, ``v`` never. Here a clip's loss depends a little on those it is computed with:
+    the encoder normalises ``v`` over them. Micro-batches of a few clips make that norm a poor one.
 
     Args:
         strategy: what is trained.
@@ -78,9 +78,9 @@ class AutoencoderStage(DenoisingStage):
         """One for encoder and decoder, one for the discriminator."""
         encoder = self.glober.parameters_of("video_encoder")
         others = self.glober.parameters_of(*(name for name in self.own if name != "video_encoder"))
-        groups = [
-            OptimizerGroup(self.name, encoder, self.config.encoder_lr_scale),
+        groups = [  # the first one's rate is logged
             OptimizerGroup(self.name, others),
+            OptimizerGroup(self.name, encoder, warmup_steps=self.config.encoder_warmup_steps),
         ]
         if self.config.adversarial:
             judges = self.glober.parameters_of("discriminator")
@@ -116,7 +116,7 @@ class AutoencoderStage(DenoisingStage):
         b, device = len(batch), next(iter(self.glober.parameters_of("unet"))).device
         drawn = torch.stack([step.uniforms(i, "frames", 2) for i in range(b)])
         pair = draw_frames(drawn.float(), frames)
-        chosen = torch.tensor(keyframes(frames, self.config.keyframes)).expand(b, -1)
+        chosen = torch.tensor(self.glober.keyframes(frames)).expand(b, -1)
         latents = _latents_of(self.glober, batch, torch.cat([chosen, pair], dim=1))
         keys, clean = latents[:, :, :-2], latents[:, :, -2:]
         posterior = self.glober.posterior(keys, frames)
@@ -203,7 +203,7 @@ class GeneratorStage(DenoisingStage):
     def losses(self, batch: ClipBatch, step: TrainingStep) -> Iterator[Loss]:
         """Mean squared error of the prediction for noised ``v``; only keyframes are encoded."""
         frames = _length(batch)
-        chosen = torch.tensor(keyframes(frames, self.glober.config.keyframes)).expand(len(batch), -1)
+        chosen = torch.tensor(self.glober.keyframes(frames)).expand(len(batch), -1)
         latents = _latents_of(self.glober, batch, chosen)
         self._frames = frames
         yield from super().losses(replace(batch, latents=latents), step)

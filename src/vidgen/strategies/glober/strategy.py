@@ -196,21 +196,29 @@ class GLOBER(DenoisingStrategy):
         assert cond.tokens is not None
         return self.generator(x_t[:, :, 0], t, cond.tokens)[:, :, None]  # type: ignore[no-any-return]
 
+    def keyframes(self, num_frames: int) -> tuple[int, ...]:
+        """Frames that the encoder reads of a clip: those nearest to where training has its keyframes.
+
+        Raises:
+            InvalidArgumentError: fewer frames than keyframes.
+        """
+        return keyframes(num_frames, self.config.keyframes, self.config.sample_frames)
+
     def posterior(self, latents: Latents, num_frames: int) -> Posterior:
         """Return the distribution of ``v``, given the keyframes of clips of ``num_frames`` frames.
 
         Raises:
             InvalidArgumentError: not as many keyframes as the configuration says.
         """
-        chosen = keyframes(num_frames, self.config.keyframes)
-        indices = torch.tensor(chosen, device=latents.device) / num_frames
-        return self.video_encoder(latents, indices)  # type: ignore[no-any-return]
+        chosen = torch.tensor(self.keyframes(num_frames), device=latents.device)
+        return self.video_encoder(latents, chosen / num_frames)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, video: Any) -> Float[Tensor, "c h w"]:
         """Return the ``v`` of a video, as ``pins={("global", 0): v}`` takes it: the encoder's mean.
 
-        The video may have any length from ``keyframes`` frames on; its whole is what ``v`` stands for.
+        The video may have any length from ``keyframes`` frames on; its whole is what ``v`` stands for. It is
+        encoded as in evaluation, also in the middle of a training.
 
         Args:
             video: a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w in [-1, 1]; it is scaled
@@ -221,9 +229,14 @@ class GLOBER(DenoisingStrategy):
             VideoError: the file cannot be read.
         """
         clip: Tensor = clip_of(video, self.config.sample_size, "video", resize="crop")
-        chosen = keyframes(clip.shape[1], self.config.keyframes)
+        chosen = self.keyframes(clip.shape[1])
         latents = self.codec.encode(clip[None, :, list(chosen)].to(self.device))
-        return self.posterior(latents.to(self.dtype), clip.shape[1]).mean[0].float().cpu()
+        training = self.video_encoder.training
+        self.video_encoder.eval()
+        try:
+            return self.posterior(latents.to(self.dtype), clip.shape[1]).mean[0].float().cpu()
+        finally:
+            self.video_encoder.train(training)
 
     def stages(self) -> tuple[Stage, ...]:
         """The auto-encoder with its discriminator, then the generator on the encoder's means."""

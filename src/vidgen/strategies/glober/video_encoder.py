@@ -35,19 +35,33 @@ LOG_VARIANCES = (-30.0, 20.0)
 """Range that log-variances are clamped to, as in Stable Diffusion's KL-VAE."""
 
 
-def keyframes(num_frames: int, count: int) -> tuple[int, ...]:
+def keyframes(num_frames: int, count: int, trained: int | None = None) -> tuple[int, ...]:
     """Frames that the encoder reads: the first, the last, and others at equal intervals.
 
     Of 16 frames the paper reads 0, 5, 10, 15 (section 4.1). A single keyframe is the middle one. The encoder
     is told their normalised indices, ``i / num_frames``.
 
+    Args:
+        num_frames: of the clip.
+        count: K.
+        trained: frames of a training clip, of which other clips are finer or coarser pictures: then those
+            nearest in time to its keyframes, so that the encoder meets no other indices than it was trained on.
+
     Raises:
         InvalidArgumentError: fewer than one keyframe, or more than there are frames.
     """
-    if not 1 <= count <= num_frames:
+    if not 1 <= count <= min(num_frames, trained or num_frames):
         raise InvalidArgumentError(
             f"{count} keyframes of {num_frames} frames are not possible; ask for 1 to {max(num_frames, 1)}."
         )
+    if trained not in (None, num_frames):
+        wanted = keyframes(trained, count)
+        near = [(2 * k * num_frames + trained) // (2 * trained) for k in wanted]  # halves round up
+        # Frames fewer than those of a training clip leave room for each other.
+        for place in range(count):
+            least = near[place - 1] + 1 if place else 0
+            near[place] = max(least, min(near[place], num_frames - count + place))
+        return tuple(near)
     if count == 1:
         return (num_frames // 2,)
     gaps, last = count - 1, num_frames - 1
@@ -119,22 +133,20 @@ class _SlotAttention(nn.Module):
         slots, channels = places.shape[1], frames.shape[1]
         waves = get_timestep_embedding(places.flatten(), channels, max_period=self.period)
         waves = rearrange(waves, "(b s) c -> b s c", s=slots)
-        angles = places[..., None] * self._speeds(channels // 2).to(places)
+        # From 1 down in equal ratios.
+        speeds = max(1.0, self.period / 2) ** -torch.linspace(0, 1, channels // 2, device=places.device)
+        angles = places[..., None] * speeds
 
         def attend(sequences: Tokens) -> Tokens:
-            pixels = len(sequences) // len(waves)  # sequences of one video lie together
-            shift, turn = (x.repeat_interleave(pixels, dim=0) for x in (waves, angles))
-            tokens = _rotated(self.norm(sequences).float(), turn) + shift
-            return self.attention(tokens.to(frames.dtype))  # type: ignore[no-any-return]
+            # Sequences of one video lie together, and all of its pixels are turned alike.
+            tokens = self.norm(sequences).float().unflatten(0, (len(waves), -1))
+            tokens = _rotated(tokens, angles[:, None]) + waves[:, None]
+            return self.attention(tokens.flatten(0, 1).to(frames.dtype))  # type: ignore[no-any-return]
 
         return frames + over_time(attend, frames, slots)
 
-    def _speeds(self, pairs: int) -> Float[Tensor, " p"]:
-        """Radians per radian of the fastest, from 1 down in equal ratios."""
-        return max(1.0, self.period / 2) ** -torch.linspace(0, 1, pairs)
 
-
-def _rotated(x: Float[Tensor, "b s c"], angles: Float[Tensor, "b s p"]) -> Float[Tensor, "b s c"]:
+def _rotated(x: Float[Tensor, "b n s c"], angles: Float[Tensor, "b 1 s p"]) -> Float[Tensor, "b n s c"]:
     """Turn the plane of feature ``j`` and feature ``j + c / 2`` by the ``j``-th angle."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
@@ -297,12 +309,12 @@ def _check_sizes(
     size: tuple[int, int], widths: Sequence[int], blocks: int, head_dim: int, head_width: int, groups: int
 ) -> None:
     factor = 2 ** (len(widths) - 1) if widths else 1
-    unfit = [width for width in widths if width % head_dim or width % groups]
+    unfit = [width for width in widths if width % head_dim or width % groups or width % 2]
     if not widths or blocks < 1 or unfit or head_width % groups or any(side % factor for side in size):
         given: dict[str, Any] = {"sample_size": size, "widths": tuple(widths), "blocks_per_level": blocks}
         given |= {"head_dim": head_dim, "head_width": head_width, "norm_groups": groups}
         raise InvalidArgumentError(
-            f"a video encoder of {given} is not possible: give at least one width and one block, a head_dim "
-            f"and norm_groups that divide every width (and norm_groups the head_width), and a sample_size "
-            f"that halves {len(widths) - 1} times."
+            f"a video encoder of {given} is not possible: give at least one width and one block, widths that "
+            f"are even, a head_dim and norm_groups that divide them (and norm_groups the head_width), and a "
+            f"sample_size that halves {len(widths) - 1} times."
         )
