@@ -114,7 +114,11 @@ def test_the_report_shows_the_records(script: Any, monkeypatch: pytest.MonkeyPat
         "guidance_of_frames": [{"frame_guidance": 1.5, "distance": 2.0, "agreement": looks}],
         "guidance_of_v": [{"global_guidance": 3.0, "distance": 4.0, "agreement": looks}],
     }
-    monkeypatch.setattr(report, "load", {"glober_decoding_cpu": decoding, "glober_shapes": trained}.__getitem__)
+    turned = {"all_move_right": 0.98, "all_clips": 0.5}
+    ordered = {"steps": 240, "batch": 16, "unseen": 64, "model": "m", "swapped_scored_lower": turned}
+    records = {"glober_decoding_cpu": decoding, "glober_shapes": trained, "glober_order": ordered}
+    monkeypatch.setattr(report, "load", records.__getitem__)
+    assert "lower in 98% of 64 unseen clips where all clips move right, and in 50% where" in report.order()[0]
     assert "| 16 | 8 | 1.5 | 0.5 | 12.5% | 2 | 3.5 |" in report.decoding()
     lines = report.trained()
     assert "| v set to zero, no prompt | 100 / 50 / 25 |" in lines

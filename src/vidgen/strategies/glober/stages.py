@@ -39,7 +39,7 @@ __all__ = ["AutoencoderStage", "GeneratorStage"]
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """Two frames of each clip, noised and denoised through ``v``."""
 
     pair: Int[Tensor, "b 2"]
@@ -89,7 +89,7 @@ class AutoencoderStage(DenoisingStage):
 
     def losses(self, batch: ClipBatch, step: TrainingStep) -> Iterator[Loss]:
         """The auto-encoder's loss, then the discriminator's on the same frames."""
-        found = self._decoded(batch, step)
+        found = self.decoded(batch, step)
         value, logs = found.error, {"error": float(found.error.detach())}
         if self.config.posterior == "kl":
             value = value + self.config.kl_weight * found.divergence
@@ -110,7 +110,7 @@ class AutoencoderStage(DenoisingStage):
         yield Loss(self.name, value, logs)
         yield self._judged(real, synthetic.detach(), found.gates)
 
-    def _decoded(self, batch: ClipBatch, step: TrainingStep) -> _Decoded:
+    def decoded(self, batch: ClipBatch, step: TrainingStep) -> Decoded:
         """Draw two frames and their noise, and denoise them through the clip's ``v``."""
         diffusion, frames = self.glober.diffusion, _length(batch)
         b, device = len(batch), next(iter(self.glober.parameters_of("unet"))).device
@@ -133,7 +133,7 @@ class AutoencoderStage(DenoisingStage):
         error = (prediction - diffusion.target(clean, noise, t)) ** 2
         if self.config.snr_gamma is not None:
             error = error * diffusion.min_snr_weight(t, clean, self.config.snr_gamma)
-        return _Decoded(
+        return Decoded(
             pair,
             clean,
             diffusion.clean_estimate(prediction, x_t, t),  # GLOBER eq. 9
@@ -142,7 +142,7 @@ class AutoencoderStage(DenoisingStage):
             posterior.kl(),
         )
 
-    def _shown(self, batch: ClipBatch, found: _Decoded) -> tuple[Tensor, Tensor]:
+    def _shown(self, batch: ClipBatch, found: Decoded) -> tuple[Tensor, Tensor]:
         """Return the real and the estimated frames as the discriminator sees them."""
         if self.config.judge == "latent":
             return found.clean, found.estimate
