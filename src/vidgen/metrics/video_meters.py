@@ -263,7 +263,7 @@ class PromptDiversityMeter(Meter):
                 f"mean squared distance {found.within:.4g} within {found.prompts} prompts, "
                 f"{found.across:.4g} across.",
             ),
-            higher_is_better=True,
+            higher_is_better=None,  # 0 is one video per prompt, 1 a model deaf to prompts
         )
 
 
