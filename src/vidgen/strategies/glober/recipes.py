@@ -20,11 +20,22 @@ __all__ = [
 ]
 
 
+_ON_SHAPES = GLOBERConfig(
+    generator_pooled_text=True,
+    cra_order=False,  # shapes move alike forwards and backwards
+    cra_balance=True,
+    cra_weight=0.002,
+    initial_std=0.14,
+)
+"""What recipes of the shapes data have in common."""
+
+
 def tiny() -> Recipe:
     """Minutes on two CPU cores: 32 x 32 clips of 16 frames, every part there."""
     return Recipe(
         strategy="glober",
-        model=GLOBERConfig(
+        model=replace(
+            _ON_SHAPES,
             patch=4,
             widths=(32, 64),
             head_dim=16,
@@ -37,14 +48,9 @@ def tiny() -> Recipe:
             generator_width=64,
             generator_depth=2,
             generator_heads=4,
-            generator_pooled_text=True,
             discriminator_width=32,
             discriminator_multipliers=(1, 1),
-            cra_order=False,
-            cra_balance=True,
-            cra_weight=0.002,
             cra_warmup_steps=100,
-            initial_std=0.14,
             encoder_warmup_steps=1000,
             # A patch has more numbers than the network is wide: clean pixels pass through it, noise does not.
             prediction_type="sample",
@@ -68,7 +74,8 @@ def shapes() -> Recipe:
     """The bundled ``shapes/glober``: 16 frames of 64 x 64, decoded by the image model ``shapes/ldm``."""
     return Recipe(
         strategy="glober",
-        model=GLOBERConfig(
+        model=replace(
+            _ON_SHAPES,
             pretrained="shapes/ldm",
             encoder_widths=(64, 96),
             encoder_head_dim=32,
@@ -76,18 +83,13 @@ def shapes() -> Recipe:
             index_dim=192,
             branch_layers=2,
             global_channels=32,
-            initial_std=0.14,
             encoder_warmup_steps=3000,
             noise_bias=1.0,  # little noise says nothing of v: the frame is seen
             generator_width=128,
             generator_depth=6,
             generator_heads=4,
-            generator_pooled_text=True,
             discriminator_width=48,
             discriminator_multipliers=(1, 2),
-            cra_order=False,  # shapes move alike forwards and backwards
-            cra_balance=True,
-            cra_weight=0.002,
             cra_warmup_steps=1000,
             drop_text=0.1,
             # The prompt says what v says: told half the time, the decoder took colours from it and not from v.
