@@ -109,7 +109,9 @@ class Stage(ABC):
 
         After each one the trainer steps its optimiser, so a generator that goes on after ``yield`` sees
         the updated weights (in validation no optimiser steps). Each loss is a float32 scalar with a graph
-        of its own, the mean over the batch's clips, so that a batch may be cut anywhere.
+        of its own, the mean over the batch's clips, so that a batch may be cut anywhere. A batch norm in
+        training mode is the one exception (``check_strategy`` looks in evaluation mode): it sees a
+        micro-batch, of all processes. A stage that has one says so.
         """
 
 
