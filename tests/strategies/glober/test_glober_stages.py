@@ -54,9 +54,9 @@ def drawn(step, sample, bias=0.0):
     return frames, [int(float(u) ** (1 / (1 + bias)) * 1000) for u in step.uniforms(sample, "timestep", 2)]
 
 
-def share_of_one(name):
-    """The share of prompts at which exactly one of the clips' is dropped."""
-    return float(TrainingStep(5, name, 2, (0, 1, 2)).uniform("drop").sort().values[1])
+def share_of_one(name, stream="drop"):
+    """The share of prompts at which exactly one of the clips' is dropped (or another's)."""
+    return float(TrainingStep(5, name, 2, (0, 1, 2)).uniform(stream).sort().values[1])
 
 
 @torch.no_grad()
@@ -67,6 +67,7 @@ def by_hand(
     form="hinge",
     gate=None,
     drop=0.0,
+    wrong=0.0,
     posterior="kl",
     fake_weight=1.0,
     swapped=True,
@@ -89,7 +90,8 @@ def by_hand(
         x = LATENTS[clip][:, frames]
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
         dropped = float(step.uniform("drop")[clip]) < drop
-        tokens = strategy.text_encoder.encode(["" if dropped else batch_of(LATENTS).captions[clip]])
+        told = (clip + 1) % B if float(step.uniform("wrong-prompt")[clip]) < wrong else clip
+        tokens = strategy.text_encoder.encode(["" if dropped else batch_of(LATENTS).captions[told]])
         index = strategy.index(torch.tensor(frames) / F)[None]
         prediction = strategy.decoder(x_t[None], torch.tensor([times]), tokens, v=v[None], index=index)[0]
         snr = a / (1 - a)
@@ -186,6 +188,35 @@ def test_v_is_the_mean_or_drawn_and_pulled_or_not(posterior):
     expected = error + (0.5 * divergence if posterior == "kl" else 0.0)
     torch.testing.assert_close(loss.value.detach(), expected, rtol=1e-4, atol=1e-4)
     assert ("divergence" in loss.logs) == (posterior != "deterministic")
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0, share_of_one("autoencoder", "wrong-prompt") + 1e-9])
+def test_wrong_prompts_are_those_of_the_next_clip(wrong):
+    strategy = build(wrong_text_frames=wrong, drop_text=0.0, cra_weight=0.0)
+    stage = autoencoder(strategy)
+    error = by_hand(strategy, step_of(stage), wrong=wrong)[0]
+    (found,) = stage.losses(batch_of(LATENTS), step_of(stage))
+    assert found.logs["error"] == pytest.approx(float(error), rel=1e-4)
+    if wrong:
+        assert found.logs["error"] != pytest.approx(float(by_hand(strategy, step_of(stage))[0]), rel=1e-3)
+
+
+def test_wrong_classes_are_those_of_the_next_clip():
+    found = []
+    for wrong, labels in ((1.0, [0, 1, 2]), (0.0, [1, 2, 0]), (0.0, [0, 1, 2])):
+        strategy = build(text="classes", classes=("a", "b", "c"), wrong_text_frames=wrong, drop_text=0.0)
+        stage = autoencoder(strategy)
+        batch = replace(batch_of(LATENTS), labels=torch.tensor(labels))
+        found.append(float(values(stage, batch, step_of(stage))[0]))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_clip_alone_is_told_its_own_prompt():
+    found = []
+    for wrong in (0.0, 1.0):
+        stage = autoencoder(build(wrong_text_frames=wrong, drop_text=0.0, cra_weight=0.0))
+        found += values(stage, batch_of(LATENTS[:1]), step_of(stage, count=1))
+    assert found[0] == found[1]
 
 
 def test_without_weight_there_is_no_discriminator():

@@ -52,6 +52,8 @@ class GLOBERConfig(UNetConfig):
         cra_warmup_steps: steps in which the discriminator learns and the decoder does not listen.
         drop_text_frames: share of clips whose prompt the decoder is not told; None is ``drop_text``, which
             is the generator's.
+        wrong_text_frames: share of the other clips whose prompt, as the decoder is told it, is that of another
+            clip. If prompts are always right, the decoder reads from them what it could read from ``v``.
         global_guidance_scale: default guidance of ``v``.
         encoder_warmup_steps: steps over which the encoder's learning rate rises. A slow encoder stays a random
             mixture of ordered keyframes until the decoder can tell what indices are for; a fast one has
@@ -88,6 +90,7 @@ class GLOBERConfig(UNetConfig):
     cra_gate: float | None = None
     cra_warmup_steps: int = 0
     drop_text_frames: float | None = None
+    wrong_text_frames: float = 0.0
     global_guidance_scale: float = 9.0
     encoder_warmup_steps: int = 0
     generator_lr_scale: float = 1.0
@@ -106,8 +109,12 @@ class GLOBERConfig(UNetConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InvalidArgumentError(f"{name} is {value}; expected more than 0.")
-        if not 0 <= self.frame_drop <= 1:
-            raise InvalidArgumentError(f"drop_text_frames is {self.frame_drop}; expected a share, 0 to 1.")
+        for name, share in (
+            ("drop_text_frames", self.frame_drop),
+            ("wrong_text_frames", self.wrong_text_frames),
+        ):
+            if not 0 <= share <= 1:
+                raise InvalidArgumentError(f"{name} is {share}; expected a share, 0 to 1.")
 
     @property
     def frame_drop(self) -> float:

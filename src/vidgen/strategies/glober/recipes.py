@@ -92,8 +92,9 @@ def shapes() -> Recipe:
             discriminator_multipliers=(1, 2),
             cra_warmup_steps=1000,
             drop_text=0.1,
-            # The prompt says what v says: told half the time, the decoder took colours from it and not from v.
-            drop_text_frames=0.9,
+            # The prompt says what v says: believing it, the decoder took colours and shapes from it.
+            drop_text_frames=0.5,
+            wrong_text_frames=0.8,
             guidance_scale=1.5,
             global_guidance_scale=3.0,
             num_inference_steps=25,

@@ -55,8 +55,9 @@ class AutoencoderStage(DenoisingStage):
 
     ``||eps - eps_theta||^2`` or its like for the other prediction types, the divergence of ``v``, and the
     coherence and realism adversarial loss (eq. 10). Of a clip no frames are looked at but the keyframes and
-    the two. Prompts are dropped, ``v`` never. Here a clip's loss depends a little on those it is computed with:
-    the encoder normalises ``v`` over them. Micro-batches of a few clips make that norm a poor one.
+    the two. Prompts are dropped or exchanged, ``v`` never. Here a clip's loss depends a little on those it is
+    computed with: the encoder normalises ``v`` over them, and wrong prompts are theirs. Micro-batches of a few
+    clips make that norm a poor one; with a single clip a prompt is never wrong.
 
     Args:
         strategy: what is trained.
@@ -127,7 +128,7 @@ class AutoencoderStage(DenoisingStage):
         t = diffusion.sample_timesteps(times, self.config.noise_bias).to(device)
         noise = _frame_noise(self.glober, step, pair, clean)
         x_t = diffusion.noised(clean, noise, t)  # GLOBER eq. 5, with sqrt(1 - abar)
-        cond = self.condition(batch, clean, None, step)
+        cond = self.condition(self._told(batch, step), clean, None, step)
         vectors = self.glober.index((pair.to(device) / frames).flatten()).unflatten(0, (b, 2))
         prediction = self.glober.decoder(x_t, t, cond.tokens, v=v, index=vectors).float()
         error = (prediction - diffusion.target(clean, noise, t)) ** 2
@@ -141,6 +142,16 @@ class AutoencoderStage(DenoisingStage):
             error.mean(),  # GLOBER eq. 7, as a mean over elements
             posterior.kl(),
         )
+
+    def _told(self, batch: ClipBatch, step: TrainingStep) -> ClipBatch:
+        """Give some clips the next one's prompt (and class), so that the decoder has to believe ``v``."""
+        if self.config.wrong_text_frames == 0:
+            return batch
+        rows = torch.arange(len(batch))
+        wrong = step.uniform("wrong-prompt") < self.config.wrong_text_frames
+        told = torch.where(wrong, rows.roll(-1), rows)
+        captions = [batch.captions[i] for i in told.tolist()]
+        return replace(batch, captions=captions, labels=batch.labels[told.to(batch.labels.device)])
 
     def _shown(self, batch: ClipBatch, found: Decoded) -> tuple[Tensor, Tensor]:
         """Return the real and the estimated frames as the discriminator sees them."""
