@@ -27,6 +27,13 @@ def rows() -> list[tuple[str, str]]:
     found += [
         (f"`vdm/tiny`: {name}", f"{row['seconds_median']:.3f} s") for name, row in speed["seconds"].items()
     ]
+    found += [
+        (
+            f"attention, {row['case']}, {'bfloat16' if row['autocast'] else 'float32'}: flash over `sdpa`",
+            row["flash_over_sdpa"],
+        )
+        for row in load("attention_cpu")["cases"]
+    ]
     found += [("`vdm/tiny`: video network over its 2D network alone", speed["video_over_2d"])]
     return [(name, str(value)) for name, value in found]
 

@@ -158,6 +158,22 @@ def test_the_kernel_asked_for_is_the_one_that_runs() -> None:
     assert math_kernel.seen["bmm"] == 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "learns", "flash"),
+    [
+        (torch.bfloat16, 256, True, 0),
+        (torch.bfloat16, 257, True, 1),
+        (torch.bfloat16, 16, False, 1),
+        (torch.float32, 16, True, 1),
+    ],
+)
+def test_on_the_cpu_short_sequences_learn_by_plain_products_in_half_precision(
+    dtype: torch.dtype, tokens: int, learns: bool, flash: int
+) -> None:
+    x = torch.zeros(1, tokens, 1, 8, dtype=dtype, requires_grad=learns)
+    assert kernels_of(lambda: attend(x, x, x)).flash == flash
+
+
 def test_contexts_nest_and_end() -> None:
     inputs, names = draw(), []
 

@@ -29,6 +29,9 @@ __all__ = ["BACKENDS", "Backend", "Inputs", "find_backend"]
 # them back, and no other thread attends meanwhile: it would run with flags that are not its own.
 _FLAGS = threading.Lock()
 
+# Tokens up to which scores, all kept by plain products, are no matter of memory.
+_SHORT = 256
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -170,8 +173,9 @@ def find_backend(name: str) -> Backend:
 
 def _run_torch(backend: Backend, inputs: Inputs) -> Tensor:
     query, key, value = (x.transpose(1, 2) for x in (inputs.query, inputs.key, inputs.value))
+    kernel = backend.kernel if backend.name != "sdpa" else _preferred(inputs)
     try:
-        with _only(backend.kernel):
+        with _only(kernel):
             output = functional.scaled_dot_product_attention(
                 query, key, value, inputs.mask, is_causal=inputs.causal, scale=inputs.scale
             )
@@ -180,6 +184,18 @@ def _run_torch(backend: Backend, inputs: Inputs) -> Tensor:
             raise
         raise backend.refusal(f"PyTorch has no such kernel for them ({error})", inputs) from error
     return output.transpose(1, 2)
+
+
+def _preferred(inputs: Inputs) -> SDPBackend | None:
+    """The kernel that PyTorch should take where its own choice is a slow one; None leaves it the choice.
+
+    On the CPU it takes flash attention, whose backward pass in half precision is several times slower than
+    plain products where sequences are short (benchmarks/attention.py).
+    """
+    half = inputs.query.dtype in (torch.float16, torch.bfloat16)
+    short = max(inputs.query.shape[1], inputs.key.shape[1]) <= _SHORT
+    slow = half and short and inputs.learns and inputs.query.device.type == "cpu"
+    return SDPBackend.MATH if slow else None
 
 
 @contextmanager
@@ -243,7 +259,10 @@ def _short(dtype: torch.dtype) -> str:
 
 
 _ALL = (
-    Backend(name="sdpa", about="the fastest of PyTorch's kernels that fits, by PyTorch's own choice"),
+    Backend(
+        name="sdpa",
+        about="the fastest of PyTorch's kernels that fits; its own choice, but for training on the CPU",
+    ),
     Backend(
         name="math",
         about="PyTorch's plain products and softmax, for any tensor; the reference",
