@@ -20,6 +20,7 @@ CASES = {
     "time, 5 keyframes": (1024, 5, 2),
     "time, 16 frames": (1024, 16, 4),
     "space, 8 x 8": (128, 64, 4),
+    "time, 128 frames": (32, 128, 4),
     "space, 16 x 16": (16, 256, 4),
     "space, 32 x 32": (2, 1024, 4),
 }

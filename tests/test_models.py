@@ -137,8 +137,8 @@ def test_the_video_model_shows_and_moves_what_it_is_told(video_model: Sampler) -
     assert clips.shape == (10, 3, 16, 64, 64)
     shares = prompt_accuracy(load_classifier(), [clips], [prompts]).shares
     assert shares["shape"].value >= 0.7  # over 512 prompts, in 25 steps: see the card
-    assert shares["colour"].value >= 0.7
-    assert shares["motion"].value >= 0.7
+    assert shares["colour"].value >= 0.8
+    assert shares["motion"].value >= 0.9
 
 
 def test_the_video_model_goes_on_past_what_it_was_trained_on(video_model: Sampler) -> None:
@@ -148,9 +148,9 @@ def test_the_video_model_goes_on_past_what_it_was_trained_on(video_model: Sample
     assert clips.shape == (3, 3, 64, 64, 64)
     later = list(clips[:, :, 16:].split(16, dim=2))
     shares = prompt_accuracy(load_classifier(), later, [prompts] * 3).shares
-    assert shares["shape"].value >= 0.7
-    assert shares["colour"].value >= 0.7
-    assert shares["motion"].value >= 0.5
+    assert shares["shape"].value >= 0.8
+    assert shares["colour"].value >= 0.8
+    assert shares["motion"].value >= 0.8
 
 
 def test_parts_of_the_image_model_load_with_diffusers() -> None:

@@ -161,8 +161,8 @@ def test_the_kernel_asked_for_is_the_one_that_runs() -> None:
 @pytest.mark.parametrize(
     ("dtype", "tokens", "learns", "flash"),
     [
-        (torch.bfloat16, 256, True, 0),
-        (torch.bfloat16, 257, True, 1),
+        (torch.bfloat16, 128, True, 0),
+        (torch.bfloat16, 129, True, 1),
         (torch.bfloat16, 16, False, 1),
         (torch.float32, 16, True, 1),
     ],

@@ -33,8 +33,7 @@ def write_card(folder: Path, record: Mapping[str, Any], sheets: Mapping[str, Ima
 
     Args:
         folder: of the model.
-        record: as ``build_model`` makes it; a text ``history``, written by hand, says where the making was
-            another than one run of the recipe.
+        record: as ``build_model`` makes it.
         sheets: pictures by file name.
     """
     for name, sheet in sheets.items():
@@ -56,7 +55,6 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         f"Made by `vidgen models train {record['model']}`: {record['steps']:,} steps, "
         f"{record['training_seconds'] / 60:.0f} minutes of training steps on {record['device']}.",
         "",
-        *([record["history"], ""] if record.get("history") else []),
         *_quality(record["quality"]),
     ]
     for name in sheets:

@@ -30,7 +30,7 @@ __all__ = ["BACKENDS", "Backend", "Inputs", "find_backend"]
 _FLAGS = threading.Lock()
 
 # Tokens up to which scores, all kept by plain products, are no matter of memory.
-_SHORT = 256
+_SHORT = 128
 
 
 @dataclass(frozen=True)
