@@ -1,6 +1,7 @@
 """GLOBER's ablations in miniature: tables 4 (CRA), 5 (shape of ``v``) and 10 (posterior) of the paper.
 
-Two more are of what this library changed: the encoder's warm-up and the deviation that ``v`` starts with.
+Three more are of what this library changed: the decoder's prompts, the encoder's warm-up and the deviation
+that ``v`` starts with.
 
 Run ``python benchmarks/glober_ablations.py --out benchmarks/results/glober_ablations.json``; one variant
 alone with ``--variants "no CRA"``. Each variant is trained from the same weights on the same clips, with as
@@ -47,10 +48,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "CRA in the printed log form": {"cra_form": "log"},
         "deterministic": {"posterior": "deterministic"},
         "variance without KL": {"posterior": "variance"},
-        "v of 16 x 8 x 8": {"encoder_widths": (96,)},
-        "v of 16 x 2 x 2": {"encoder_widths": (64, 96, 96)},
-        "v of 4 x 4 x 4": {"global_channels": 4},
+        "v of 16 x 4 x 4": {"encoder_widths": (64, 96)},
+        "v of 16 x 2 x 2": {"encoder_widths": (64, 64, 96)},
+        "v of 4 x 8 x 8": {"global_channels": 4},
         "8 keyframes": {"keyframes": 8},
+        "prompts always right": {"wrong_text_frames": 0.0},
         "encoder without warm-up": {"encoder_warmup_steps": 0},
         "v's deviation starts at 1": {"initial_std": 1.0},
     }
