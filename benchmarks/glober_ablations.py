@@ -1,7 +1,7 @@
 """GLOBER's ablations in miniature: tables 4 (CRA), 5 (shape of ``v``) and 10 (posterior) of the paper.
 
 Three more are of what this library changed: the decoder's prompts, the encoder's warm-up and the deviation
-that ``v`` starts with.
+that ``v`` starts with. The encoder's warm-up stays as long as it is, so that its rate ends low.
 
 Run ``python benchmarks/glober_ablations.py --out benchmarks/results/glober_ablations.json``; one variant
 alone with ``--variants "no CRA"``. Each variant is trained from the same weights on the same clips, with as

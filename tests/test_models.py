@@ -138,7 +138,7 @@ def test_the_video_model_shows_and_moves_what_it_is_told(video_model: Sampler) -
     shares = prompt_accuracy(load_classifier(), [clips], [prompts]).shares
     assert shares["shape"].value >= 0.7  # over 512 prompts, in 25 steps: see the card
     assert shares["colour"].value >= 0.8
-    assert shares["motion"].value >= 0.9
+    assert shares["motion"].value >= 0.8
 
 
 def test_the_video_model_goes_on_past_what_it_was_trained_on(video_model: Sampler) -> None:

@@ -64,3 +64,11 @@ def test_a_control_is_inside_up_to_two_deviations_above_the_mean(scripts, distan
     assert (
         scripts.report.verdict(found, 1.2) == f"control, z = {z:.1f}: {distance:.2f}, {side} the largest null"
     )
+
+
+def test_the_readme_shows_the_committed_records(scripts):
+    rows = scripts.report.rows()
+    readme = (BENCHMARKS / "README.md").read_text()
+    assert len(rows) > 20
+    for name, value in rows:
+        assert f"| {name} | {value} |" in readme

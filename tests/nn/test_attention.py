@@ -159,19 +159,40 @@ def test_the_kernel_asked_for_is_the_one_that_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tokens", "learns", "flash"),
+    ("dtype", "queries", "keys", "learns", "flash"),
     [
-        (torch.bfloat16, 128, True, 0),
-        (torch.bfloat16, 129, True, 1),
-        (torch.bfloat16, 16, False, 1),
-        (torch.float32, 16, True, 1),
+        (torch.bfloat16, 64, 64, True, 0),
+        (torch.float16, 16, 5, True, 0),
+        (torch.bfloat16, 65, 16, True, 1),
+        (torch.bfloat16, 16, 65, True, 1),
+        (torch.bfloat16, 16, 16, False, 1),
+        (torch.float32, 16, 16, True, 1),
     ],
 )
 def test_on_the_cpu_short_sequences_learn_by_plain_products_in_half_precision(
-    dtype: torch.dtype, tokens: int, learns: bool, flash: int
+    dtype: torch.dtype, queries: int, keys: int, learns: bool, flash: int
 ) -> None:
-    x = torch.zeros(1, tokens, 1, 8, dtype=dtype, requires_grad=learns)
-    assert kernels_of(lambda: attend(x, x, x)).flash == flash
+    x, y = (torch.zeros(1, n, 1, 8, dtype=dtype, requires_grad=True) for n in (queries, keys))
+    with torch.set_grad_enabled(learns):
+        assert kernels_of(lambda: attend(x, y, y)).flash == flash
+        assert kernels_of(lambda: attend(x, y, y, backend="flash")).flash == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"mask": True}])
+def test_learning_in_half_precision_has_the_gradients_of_the_formula(options: dict[str, bool]) -> None:
+    inputs = [x.detach().requires_grad_() for x in draw()]
+    given = dict(options)
+    if "mask" in given:
+        length = inputs[0].shape[1]
+        given["mask"] = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+
+    def gradients(function: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(function(*inputs, **given).float().square().sum(), inputs)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(attend)
+    for expected, own in zip(gradients(by_hand), found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=0.05, atol=0.05)
 
 
 def test_contexts_nest_and_end() -> None:

@@ -29,8 +29,8 @@ __all__ = ["BACKENDS", "Backend", "Inputs", "find_backend"]
 # them back, and no other thread attends meanwhile: it would run with flags that are not its own.
 _FLAGS = threading.Lock()
 
-# Tokens up to which scores, all kept by plain products, are no matter of memory.
-_SHORT = 128
+# Tokens up to which plain products are faster; the scores they keep are then a few times the keys at most.
+_SHORT = 64
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def _run_torch(backend: Backend, inputs: Inputs) -> Tensor:
 def _preferred(inputs: Inputs) -> SDPBackend | None:
     """The kernel that PyTorch should take where its own choice is a slow one; None leaves it the choice.
 
-    On the CPU it takes flash attention, whose backward pass in half precision is several times slower than
-    plain products where sequences are short (benchmarks/attention.py).
+    On the CPU it takes flash attention, whose backward pass in half precision is slower than plain products
+    where sequences are short (benchmarks/attention.py).
     """
     half = inputs.query.dtype in (torch.float16, torch.bfloat16)
     short = max(inputs.query.shape[1], inputs.key.shape[1]) <= _SHORT

@@ -406,6 +406,7 @@ def test_configurations_that_cannot_be():
         ({"encoder_warmup_steps": -1}, "encoder_warmup_steps is -1"),
         ({"initial_std": 0.0}, "initial_std is 0.0"),
         ({"wrong_text_frames": -0.1}, "wrong_text_frames is -0.1; expected a share"),
+        ({"wrong_text_frames": 1.1}, "wrong_text_frames is 1.1; expected a share"),
         ({"drop_text_frames": 1.5}, "drop_text_frames is 1.5; expected a share"),
     ):
         with pytest.raises(InvalidArgumentError, match=message):

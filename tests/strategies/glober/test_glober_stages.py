@@ -190,15 +190,25 @@ def test_v_is_the_mean_or_drawn_and_pulled_or_not(posterior):
     assert ("divergence" in loss.logs) == (posterior != "deterministic")
 
 
+@pytest.mark.parametrize("drop", [0.0, share_of_one("autoencoder")])
 @pytest.mark.parametrize("wrong", [0.0, 1.0, share_of_one("autoencoder", "wrong-prompt") + 1e-9])
-def test_wrong_prompts_are_those_of_the_next_clip(wrong):
-    strategy = build(wrong_text_frames=wrong, drop_text=0.0, cra_weight=0.0)
+def test_wrong_prompts_are_those_of_the_next_clip(wrong, drop):
+    strategy = build(wrong_text_frames=wrong, drop_text=drop, cra_weight=0.0)
     stage = autoencoder(strategy)
-    error = by_hand(strategy, step_of(stage), wrong=wrong)[0]
+    error = by_hand(strategy, step_of(stage), wrong=wrong, drop=drop)[0]
     (found,) = stage.losses(batch_of(LATENTS), step_of(stage))
     assert found.logs["error"] == pytest.approx(float(error), rel=1e-4)
     if wrong:
-        assert found.logs["error"] != pytest.approx(float(by_hand(strategy, step_of(stage))[0]), rel=1e-3)
+        right = by_hand(strategy, step_of(stage), drop=drop)[0]
+        assert found.logs["error"] != pytest.approx(float(right), rel=1e-3)
+
+
+def test_the_generator_is_told_no_wrong_prompts():
+    found = []
+    for wrong in (0.0, 1.0):
+        stage = generator(build(wrong_text_frames=wrong, drop_text=0.0))
+        found += values(stage, batch_of(LATENTS), step_of(stage))
+    assert found[0] == found[1]
 
 
 def test_wrong_classes_are_those_of_the_next_clip():

@@ -77,7 +77,7 @@ def shapes() -> Recipe:
         model=replace(
             _ON_SHAPES,
             pretrained="shapes/ldm",
-            # Small shapes are a pixel or two of the latents: at half their resolution v was slow to learn them.
+            # Small objects are a pixel or two of the latents: at half their resolution v learnt more slowly.
             encoder_widths=(96,),
             encoder_blocks=2,
             encoder_head_dim=32,

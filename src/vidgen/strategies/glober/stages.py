@@ -57,7 +57,7 @@ class AutoencoderStage(DenoisingStage):
     coherence and realism adversarial loss (eq. 10). Of a clip no frames are looked at but the keyframes and
     the two. Prompts are dropped or exchanged, ``v`` never. Here a clip's loss depends a little on those it is
     computed with: the encoder normalises ``v`` over them, and wrong prompts are theirs. Micro-batches of a few
-    clips make that norm a poor one; with a single clip a prompt is never wrong.
+    clips make that norm a poor one; with a single clip a prompt is never wrong. Validation exchanges them too.
 
     Args:
         strategy: what is trained.

@@ -61,7 +61,7 @@ def shapes() -> Recipe:
             first_frame_steps=1500,
             mask_single=0.3,
             noise_bias=1.0,
-            guidance_scale=2.0,  # at 3 objects have more spots of other colours
+            guidance_scale=2.0,
             num_inference_steps=25,
         ),
         data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
