@@ -14,6 +14,7 @@ import vidgen
 from vidgen import plugins
 from vidgen.classifier import load_classifier
 from vidgen.codecs import load_codec
+from vidgen.conditioning import VocabularyEncoder
 from vidgen.metrics.prompts import prompt_accuracy, prompt_set
 from vidgen.sampling import Sampler
 from vidgen.video.dataset import DataConfig, collate, open_dataset
@@ -159,10 +160,12 @@ def test_parts_of_the_image_model_load_with_diffusers() -> None:
     vae = AutoencoderKL.from_pretrained(folder, subfolder="codec", use_safetensors=True)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    text = VocabularyEncoder.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     tokens = strategy.text_encoder.encode(["a red circle moves left"])
     with torch.no_grad():
-        theirs = vae.float().decode(unet.float()(x, 500, tokens).sample / vae.config.scaling_factor).sample
+        told = text.float().encode(["a red circle moves left"])
+        theirs = vae.float().decode(unet.float()(x, 500, told).sample / vae.config.scaling_factor).sample
         ours = strategy.codec.decode(strategy.unet(x, 500, tokens).sample[:, :, None])[:, :, 0]
     torch.testing.assert_close(theirs.clamp(-1, 1), ours, atol=1e-4, rtol=0)
     assert scheduler.config.prediction_type == strategy.scheduler.config.prediction_type
