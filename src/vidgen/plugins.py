@@ -116,8 +116,14 @@ def load_recipe(strategy: str, name: str) -> Any:
 
     Raises:
         UnknownNameError: there is no such strategy (or other trainable) or recipe.
-        InvalidArgumentError: the recipe trains another strategy.
+        InvalidArgumentError: the recipe trains another strategy, or ``strategy`` is the name of a recipe.
     """
+    if strategy in _points(RECIPES) and strategy not in {**_points(STRATEGIES), **_points(TRAINABLES)}:
+        trains = load(RECIPES, strategy)().strategy
+        raise InvalidArgumentError(
+            f"{strategy!r} is a recipe, where a strategy was expected. Give {trains!r} with it as the "
+            f"recipe (`vidgen info {trains} --recipe {strategy}`)."
+        )
     check(_group_of(strategy), strategy)
     recipe = load(RECIPES, name if "/" in name else f"{strategy}/{name}")()
     if recipe.strategy != strategy:

@@ -94,9 +94,10 @@ def test_checkpoint_set_aside_by_a_killed_writer_is_found(strategy, folder, same
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
 
 
-def test_what_was_tried_is_named(bundle, tmp_path):
+def test_what_was_tried_is_named(bundle, tmp_path, caplog):
     with pytest.raises(CheckpointError) as error:
         checkpoint.locate("shapes/as_pat")
+    assert "did you mean 'shapes/as_path'?); looking on the hub" in caplog.text  # before the wait for it
     for part in ("no folder shapes/as_pat", "did you mean 'shapes/as_path'", "HF_HUB_OFFLINE"):
         assert part in str(error.value)
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameErro
 from vidgen.weights import newest_model
 
 __all__ = ["find_checkpoint", "locate"]
+
+_logger = logging.getLogger(__name__)
 
 
 def locate(source: str | Path, *, revision: str | None = None) -> Path:
@@ -37,6 +40,8 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     remote = hub.parse(source)
     if remote is None:
         return find_checkpoint(path, _no_model(source))
+    if _nearest_model(source):  # a hub that cannot be reached takes long to say so
+        _logger.warning("%s; looking on the hub", _no_model(source))
     try:
         folder = hub.snapshot(remote, revision)
     except CheckpointError as error:
@@ -86,8 +91,12 @@ def _refuse_revision(source: str | Path, revision: str | None, what: str) -> Non
         )
 
 
+def _nearest_model(name: str) -> str | None:
+    return UnknownNameError("model", name, plugins.available(plugins.MODELS)).nearest
+
+
 def _no_model(name: str) -> str:
     """Say that no bundled model is called so, with the nearest name where there is one."""
-    error = UnknownNameError("model", name, plugins.available(plugins.MODELS))
-    hint = f" (did you mean {error.nearest!r}?)" if error.nearest else ""
+    nearest = _nearest_model(name)
+    hint = f" (did you mean {nearest!r}?)" if nearest else ""
     return f"no bundled model is called {name!r}{hint}"
