@@ -119,7 +119,7 @@ def test_recipes_are_found_by_either_name_and_belong_to_their_strategy(installed
         plugins.load_recipe("mine", "vdm/tiny")
     with pytest.raises(UnknownNameError, match="unknown strategy 'vdn'"):
         plugins.load_recipe("vdn", "tiny")
-    with pytest.raises(InvalidArgumentError, match="Give .vdm. with it as the recipe"):
+    with pytest.raises(InvalidArgumentError, match="Give 'vdm' with it as the recipe"):
         plugins.load_recipe("vdm/tiny", "tiny")
 
 
