@@ -6,8 +6,9 @@ that ``v`` starts with. The encoder's warm-up stays as long as it is, so that it
 Run ``python benchmarks/glober_ablations.py --out benchmarks/results/glober_ablations.json``; one variant
 alone with ``--variants "no CRA"``. Each variant is trained from the same weights on the same clips, with as
 many steps, in at most ten minutes of one CPU core, and measured alike. One seed each: a difference smaller
-than that between two seeds of the base (``base`` and ``base, seed 1``) says nothing. Finished variants stay
-in the record as long as their recipe is the same, so that a run that was cut off goes on.
+than that between two seeds of the base (``base`` and ``base, seed 1``) says nothing. A smaller ``v`` takes an
+encoder with more levels, so these two variants are deeper too. Finished variants stay in the record, with the
+commit that measured them, as long as their recipe is the same, so that a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, A
     seeds = [torch.Generator().manual_seed(i) for i in range(videos)]
     made = sampler(prompts, generator=seeds, num_inference_steps=steps, batch_size=measures.BATCH)
     samples = torch.stack([video.to_tensor() for video in made.videos])
+    judged = {"order": measures.order_sensitivity(strategy, given)} if strategy.config.adversarial else {}
     return {
         "training_cpu_seconds": round(seconds, 1),
         "reconstruction": measures.reconstruction(strategy, judge, given, steps),
@@ -102,8 +104,20 @@ def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, A
         "sample_distance": measures.distance(judge, given.clips, samples),
         "sample_agreement": measures.agreement(judge, samples, prompts),
         "origin": measures.origin(strategy, judge, given, steps),
-        "order": measures.order_sensitivity(strategy, given),
+        **judged,
     }
+
+
+def finished(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the variants that the record has; a record of other settings is not overwritten."""
+    if not out.is_file():
+        return {}
+    kept = json.loads(out.read_text())
+    other = {name: kept.get(name) for name, value in settings.items() if kept.get(name) != value}
+    if other:
+        raise SystemExit(f"{out} was measured with {other}; ask for the same, or give another --out.")
+    variants: dict[str, Any] = kept["variants"]
+    return variants
 
 
 def main() -> None:
@@ -117,8 +131,8 @@ def main() -> None:
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("steps", "batch", "videos", "solver_steps")}
     head = record.header("glober_ablations", record.cpu(), "bfloat16 training, float32 sampling", **settings)
-    kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    rows = kept.get("variants", {}) if all(kept.get(k) == v for k, v in settings.items()) else {}
+    del head["revision"]  # of every variant by itself
+    rows = finished(args.out, settings)
     recipes = {name: recipe_of(VARIANTS[name], args.steps, args.batch) for name in args.variants}
     judge = load_classifier()
     for name in args.variants:
@@ -126,6 +140,7 @@ def main() -> None:
         if rows.get(name, {}).get("recipe") != recipe:
             rows[name] = {
                 "changes": dict(VARIANTS[name]),
+                "revision": record.revision(),
                 **measured(recipes[name], judge, args.videos, args.solver_steps),
                 "recipe": recipe,
             }

@@ -26,7 +26,7 @@ from vidgen.weights import weight_hash
 def of_frames(
     strategy: Any, judge: Any, given: measures.Clips, steps: int, scales: list[float]
 ) -> list[dict[str, Any]]:
-    """Reconstructions for every guidance scale of the frames (GLOBER table 7, whose mu is the scale less 1)."""
+    """Reconstructions for every guidance scale of the frames (GLOBER table 7)."""
     rows = []
     for scale in scales:
         frames = given.clips.shape[2]

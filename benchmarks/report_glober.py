@@ -51,7 +51,7 @@ def decoding(name: str = "glober_decoding_cpu") -> list[str]:
                 "frames",
                 "of a call",
                 "s",
-                "and codec, s",
+                "codec alone, s",
                 "share of v",
                 "MB more than at rest",
                 "`vdm`, same UNet, s",
@@ -95,7 +95,7 @@ def trained() -> list[str]:
         f"swapped pairs were no fakes, scores {100 * order['swapped_scored_lower']:.0f}% of swapped real pairs "
         "lower (50% is chance, and all that can be had of data that look alike backwards).",
         "",
-        "Guidance of frames, reconstructions (table 7; its mu is the scale less 1):",
+        "Guidance of frames, reconstructions (table 7):",
         "",
         *table(("scale", "Frechet distance", "shape / colour / motion"), frames),
         "Guidance of `v`, samples (table 8):",

@@ -248,6 +248,7 @@ def test_a_frames_latent_is_a_picture_that_was_encoded(sampler):
     [
         ({("global", 0): FEATURE[:3]}, InvalidArgumentError, r"\('global', 0\) as \(3, 4, 4\).*= \(12, 4, 4\)"),
         ({("global", 0): FEATURE.numpy()}, InvalidArgumentError, "as ndarray; expected a tensor"),
+        ({("global", 0): FEATURE / 0}, InvalidArgumentError, "numbers that are not finite"),
         ({("global", 1): FEATURE}, PlanError, "neither emitted nor pinned.*global, video"),
         ({("v", 0): FEATURE}, PlanError, r"slot \('v', 0\)"),
         ({("global", "0"): FEATURE}, InvalidArgumentError, "a frame of pins is '0'.*a whole number"),

@@ -81,6 +81,8 @@ def _from_tensors(
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if not isinstance(value, Tensor) or expected not in (None, got):
             raise InvalidArgumentError(f"pins gives {slot} as {got}; expected a tensor (c, h, w) = {expected}.")
+        if not value.isfinite().all():
+            raise InvalidArgumentError(f"pins gives {slot} with numbers that are not finite; give finite ones.")
         found[slot] = value.detach().float().cpu()
     return found
 

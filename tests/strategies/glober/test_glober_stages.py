@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from tiny_glober import batch_of, noise, step_of
 from tiny_glober import build as build_tiny
 from torch.nn import functional
@@ -102,6 +101,12 @@ def by_hand(
         gates.append([float(gate is None or ((1 - abar[t]) / abar[t]).sqrt() <= gate) for t in times])
     variance = found.logvar.exp()
     divergence = 0.5 * (found.mean**2 + variance - found.logvar - 1).sum() / B
+    adversarial, judged = adversaries(strategy, real, made, gates, form, fake_weight, swapped)
+    return torch.stack(errors).mean(), divergence, adversarial, judged, torch.tensor(gates)
+
+
+def adversaries(strategy, real, made, gates, form, fake_weight, swapped):
+    """What the pairs cost the decoder, and the discriminator."""
     (x_i, x_j), (xh_i, xh_j) = (torch.stack(pair).unbind(2) for pair in (real, made))
     open_i, open_j = torch.tensor(gates).unbind(1)
     one = torch.ones(B)
@@ -119,7 +124,7 @@ def by_hand(
     judged = FORMS[form](logits((x_i, x_j)), fake[:0])
     for logit, weight in list(zip(fake, weights, strict=True))[: None if swapped else 3]:
         judged = judged + fake_weight * weight * FORMS[form](fake[:0], logit[None])
-    return torch.stack(errors).mean(), divergence, adversarial, judged.mean(), torch.tensor(gates)
+    return adversarial, judged.mean()
 
 
 # The first stage.
@@ -331,80 +336,6 @@ def test_the_discriminator_teaches_nothing_but_itself():
     assert all(g is not None and g.isfinite().all() for g in own)
     taught = torch.autograd.grad(first.value, others, allow_unused=True)
     assert sum(g is not None and bool(g.any()) for g in taught) > 0.95 * len(others)
-
-
-# The discriminator of pixels.
-
-
-@pytest.fixture
-def pixel(tmp_path):
-    torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        latent_channels=4,
-        sample_size=8,
-        scaling_factor=0.7,
-    ).save_pretrained(tmp_path / "vae")
-    return build(codec=str(tmp_path), judge="pixel", kl_weight=0.0)
-
-
-CLIPS = noise(B, 3, F, 8, 8, seed=4).clamp(-1, 1)
-
-
-def test_pixels_are_needed_where_they_are_judged(pixel):
-    assert autoencoder(pixel).needs_pixels
-    assert not generator(pixel).needs_pixels
-    pixel.config = replace(pixel.config, cra_weight=0.0)
-    assert not autoencoder(pixel).needs_pixels
-    assert not any(stage.needs_pixels for stage in build().stages())
-
-
-def test_gradients_reach_the_decoder_through_the_codec_that_stays(pixel):
-    stage = autoencoder(pixel)
-    running = begin_stage(pixel, stage, CONFIG, torch.device("cpu"))
-    before = {key: x.clone() for key, x in pixel.codec.state_dict().items()}
-    learns = {name: pixel.parameters_of(name) for name in ("unet", "video_encoder", "branch", "index")}
-    step, gradients = step_of(stage), []
-    for weight in (0.1, 1.1):  # their difference is the adversary's
-        stage.config = replace(pixel.config, cra_weight=weight)
-        first = next(stage.losses(batch_of(clip=CLIPS), step))
-        every = [p for own in learns.values() for p in own]
-        found = torch.autograd.grad(first.value, every, allow_unused=True)
-        gradients.append({id(p): g for p, g in zip(every, found, strict=True)})
-    for name, own in learns.items():
-        apart = [gradients[1][id(p)] - gradients[0][id(p)] for p in own if gradients[0][id(p)] is not None]
-        assert max(float(g.abs().max()) for g in apart) > 1e-5, name
-        assert all(g.isfinite().all() for g in apart)
-    # A step of both optimisers leaves the codec as it was.
-    for loss in stage.losses(batch_of(clip=CLIPS), step):
-        loss.value.backward()
-        old = pixel.parameters_of("unet")[0].detach().clone()
-        running.optimizers[loss.optimizer].step()
-        assert torch.equal(old, pixel.parameters_of("unet")[0]) == (loss.optimizer == "discriminator")
-        assert all(p.grad is None for p in pixel.parameters_of("codec"))
-    assert all(torch.equal(x, before[key]) for key, x in pixel.codec.state_dict().items())
-
-
-def test_pixels_of_the_pair_and_of_its_decoded_estimate_are_shown(pixel):
-    stage, seen = autoencoder(pixel), []
-    pixel.modules["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    outputs = []
-    pixel.decoder.register_forward_hook(lambda _, x, out: outputs.append((x, out)))
-    step = step_of(stage)
-    with torch.no_grad():
-        list(stage.losses(batch_of(clip=CLIPS), step))
-        pairs = seen[1].unflatten(0, (6, B))  # the discriminator's own, of which the first are the real ones
-        real = torch.stack([CLIPS[i][:, drawn(step, i)[0]] for i in range(B)])
-        assert torch.equal(pairs[0], real)
-        ((x_t, t, _), prediction) = outputs[0]
-        a = pixel.scheduler.alphas_cumprod[t][:, None, :, None, None]
-        estimate = ((x_t - (1 - a).sqrt() * prediction) / a.sqrt()).transpose(1, 2).flatten(0, 1)
-        decoded = pixel.codec.decode_frames(estimate).unflatten(0, (B, 2)).transpose(1, 2)
-        assert decoded.abs().max() > 1  # not clamped: what leaves the range has a gradient too
-        torch.testing.assert_close(pairs[3], decoded, rtol=0, atol=1e-3)
 
 
 # The second stage.

@@ -229,6 +229,12 @@ class GLOBER(DenoisingStrategy):
             VideoError: the file cannot be read.
         """
         clip: Tensor = clip_of(video, self.config.sample_size, "video", resize="crop")
+        least = self.config.keyframes
+        if clip.shape[1] < least:
+            raise InvalidArgumentError(
+                f"the video has {clip.shape[1]} frame(s), and this model's encoder reads {least} of them; give "
+                f"one of {least} frames or more."
+            )
         chosen = self.keyframes(clip.shape[1])
         latents = self.codec.encode(clip[None, :, list(chosen)].to(self.device))
         training = self.video_encoder.training

@@ -50,9 +50,10 @@ def keyframes(num_frames: int, count: int, trained: int | None = None) -> tuple[
     Raises:
         InvalidArgumentError: fewer than one keyframe, or more than there are frames.
     """
-    if not 1 <= count <= min(num_frames, trained or num_frames):
+    most = min(num_frames, trained or num_frames)
+    if not 1 <= count <= most:
         raise InvalidArgumentError(
-            f"{count} keyframes of {num_frames} frames are not possible; ask for 1 to {max(num_frames, 1)}."
+            f"{count} keyframes of {num_frames} frames are not possible; ask for 1 to {max(most, 1)}."
         )
     if trained not in (None, num_frames):
         wanted = keyframes(trained, count)
