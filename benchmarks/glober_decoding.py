@@ -1,9 +1,10 @@
 """What GLOBER's sampling costs against the number of frames: time, memory, the parts.
 
-Run ``python benchmarks/glober_decoding.py --out benchmarks/results/glober_decoding_cpu.json``; at the
-paper's size on a GPU (GLOBER tables 3 and 9) with ``--recipe ucf101_256 --device cuda --dtype float16
---steps 50 --chunk 32 --beside``. Weights are random: they change no cost. Every length runs in a process
-of its own, so that its memory is its own; ``--beside`` measures ``vdm`` with the same UNet.
+Run ``python benchmarks/glober_decoding.py --beside --out benchmarks/results/glober_decoding_cpu.json``; at
+the paper's size on a GPU (GLOBER tables 3 and 9) with ``--recipe ucf101_256 --device cuda --dtype float16
+--steps 50 --chunk 32 --beside --out benchmarks/results/glober_decoding_cuda.json``. Weights are random: they
+change no cost. Every length runs in a process of its own, so that its memory is its own, and is in the record
+when it is done, also if it failed; ``--beside`` measures ``vdm`` with the same UNet.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import logging
 import multiprocessing
 import resource
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import record
@@ -31,7 +32,7 @@ from vidgen.strategies.vdm import VDM, VDMConfig
 
 def config_of(name: str) -> Any:
     """The recipe's model; prompts by a small encoder of the same width, so that nothing is fetched."""
-    model = plugins.load(plugins.RECIPES, f"glober/{name}")().model
+    model = plugins.load_recipe("glober", name).model
     if model.text != "open_clip":
         return replace(model, words=("a", "circle"))
     return replace(
@@ -59,14 +60,18 @@ def sampler_of(strategy: Any) -> Sampler:
     return sampler
 
 
+def on_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
 def seconds(task: Any, device: str, repeats: int) -> float:
     """The fastest of ``repeats`` runs after one to warm up."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         task()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if on_gpu(device):
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return round(min(times[1:]), 4)
 
@@ -85,12 +90,16 @@ class Parted(logging.Handler):
 
 
 def peak_megabytes(device: str) -> float:
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+    """Most memory since the last call on a GPU, since the process began on a CPU."""
+    if not on_gpu(device):
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+    found = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
-def length(args: argparse.Namespace, frames: int, queue: Any) -> None:
+@torch.no_grad()
+def length(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     """One length: the whole video's latents, its frames' alone (``v`` given), the codec, and peak memory."""
     logging.getLogger("vidgen.sampling.engine").addHandler(Parted())
     torch.set_num_threads(args.threads)
@@ -104,24 +113,25 @@ def length(args: argparse.Namespace, frames: int, queue: Any) -> None:
     alone = seconds(
         lambda: sampler("a circle", plan=plan, pins={(GLOBAL, 0): v}, **ask), args.device, args.repeats
     )
+    peak = peak_megabytes(args.device)
     latents = torch.zeros(1, *frames_of(strategy, frames), device=args.device)
     decoding = seconds(lambda: strategy.codec.decode(latents), args.device, args.repeats)
-    queue.put(
-        {
-            "frames": frames,
-            "chunk": args.chunk or frames,
-            "seconds": whole,
-            "codec_seconds": decoding,
-            "frames_seconds": alone,
-            "generator_share": round(max(whole - alone, 0) / whole, 4),
-            "peak_megabytes": peak_megabytes(args.device),
-            "peak_megabytes_before": before,
-            "global_numbers": v.numel(),
-        }
-    )
+    return {
+        "frames": frames,
+        "chunk": args.chunk or frames,
+        "seconds": whole,
+        "codec_seconds": decoding,
+        "frames_seconds": alone,
+        "generator_share": round(max(whole - alone, 0) / whole, 4),
+        "peak_megabytes_before": before,
+        "peak_megabytes": peak,
+        "codec_peak_megabytes": peak_megabytes(args.device),
+        "global_numbers": v.numel(),
+    }
 
 
-def branch(args: argparse.Namespace, queue: Any) -> None:
+@torch.no_grad()
+def branch(args: argparse.Namespace) -> dict[str, Any]:
     """One network evaluation with the branch computed beforehand, and with it computed again."""
     torch.set_num_threads(args.threads)
     strategy = built(GLOBER, config_of(args.recipe), args)
@@ -131,17 +141,14 @@ def branch(args: argparse.Namespace, queue: Any) -> None:
     t, tokens = torch.full((1,), 500, device=device), strategy.text_encoder.encode(["a circle"])
     tokens = tokens.to(strategy.dtype)
     v = torch.zeros(1, *strategy.video_encoder.global_shape, device=device)
-    with torch.no_grad():
-        vectors = strategy.index(torch.arange(frames, device=device) / frames)[None]
-        kept = strategy.decoder.features(v, vectors, (h, w))
-        cached = seconds(lambda: strategy.decoder(x, t, tokens, kept), args.device, 3 * args.repeats)
-        again = seconds(
-            lambda: strategy.decoder(x, t, tokens, v=v, index=vectors), args.device, 3 * args.repeats
-        )
-    queue.put({"cached_seconds": cached, "recomputed_seconds": again, "ratio": round(again / cached, 4)})
+    vectors = strategy.index(torch.arange(frames, device=device) / frames)[None]
+    kept = strategy.decoder.features(v, vectors, (h, w))
+    cached = seconds(lambda: strategy.decoder(x, t, tokens, kept), args.device, 3 * args.repeats)
+    again = seconds(lambda: strategy.decoder(x, t, tokens, v=v, index=vectors), args.device, 3 * args.repeats)
+    return {"cached_seconds": cached, "recomputed_seconds": again, "ratio": round(again / cached, 4)}
 
 
-def beside(args: argparse.Namespace, frames: int, queue: Any) -> None:
+def beside(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     """The baseline with the same UNet and as many solver steps, all frames at once up to the clip's length."""
     torch.set_num_threads(args.threads)
     own = config_of(args.recipe)
@@ -149,21 +156,31 @@ def beside(args: argparse.Namespace, frames: int, queue: Any) -> None:
     sampler = sampler_of(built(VDM, VDMConfig(**shared), args))
     ask = {"num_inference_steps": args.steps, "seed": 0, "num_frames": frames, "output_type": "latent"}
     found = seconds(lambda: sampler("a circle", **ask), args.device, args.repeats)
-    queue.put({"frames": frames, "seconds": found, "peak_megabytes": peak_megabytes(args.device)})
+    return {"frames": frames, "seconds": found, "peak_megabytes": peak_megabytes(args.device)}
 
 
-def alone(task: Any, *arguments: Any) -> dict[str, Any]:
-    """Run a measurement in a fresh process."""
+def answer(task: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], connection: Connection) -> None:
+    """What a fresh process does: measure, and tell what was found or what went wrong."""
+    try:
+        connection.send(task(*arguments))
+    except (Exception, SystemExit) as error:  # an out-of-memory error is one result of many
+        connection.send({"failed": f"{type(error).__name__}: {error}"})
+
+
+def alone(task: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Run a measurement in a fresh process; one that died has ``failed`` for its result."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=task, args=(*arguments, queue))
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(task, arguments, sending))
     process.start()
-    while process.is_alive() or not queue.empty():
-        with suppress(Empty):
-            found: dict[str, Any] = queue.get(timeout=0.5)
-            process.join()
-            return found
-    raise SystemExit(f"{task.__name__} failed; its own message is above.")
+    sending.close()  # so that the end of the other process is the end of what can be received
+    try:
+        found: dict[str, Any] = receiving.recv()
+    except EOFError:
+        process.join()
+        found = {"failed": f"the process ended with {process.exitcode}"}
+    process.join()
+    return found
 
 
 def slope(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -178,7 +195,7 @@ def slope(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the JSON record goes; else printed")
-    parser.add_argument("--recipe", default="tiny", help="of glober")
+    parser.add_argument("--recipe", default="shapes/glober", help="of glober")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=10, help="solver steps, of v and of the frames")
@@ -188,15 +205,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beside", action="store_true", help="measure vdm too")
     args = parser.parse_args()
-    device = torch.cuda.get_device_name() if args.device == "cuda" else record.cpu()
-    settings = {"recipe": f"glober/{args.recipe}", "steps": args.steps, "threads": args.threads}
+    device = torch.cuda.get_device_name(args.device) if on_gpu(args.device) else record.cpu()
+    recipe = args.recipe if "/" in args.recipe else f"glober/{args.recipe}"
+    settings = {"recipe": recipe, "steps": args.steps, "threads": args.threads}
     head = record.header("glober_decoding", device, args.dtype, torch=torch.__version__, **settings)
-    rows = [alone(length, args, frames) for frames in args.frames]
-    result: dict[str, Any] = {**head, "lengths": rows, "branch": alone(branch, args)}
-    if len(rows) > 2:
-        result["linear"] = slope(rows)
-    if args.beside:
-        result["vdm"] = [alone(beside, args, frames) for frames in args.frames]
+    result: dict[str, Any] = {**head, "branch": alone(branch, args), "lengths": []}
+    for name, task in (("lengths", length), *([("vdm", beside)] if args.beside else [])):
+        result[name] = []
+        for frames in args.frames:
+            result[name].append({"frames": frames, **alone(task, args, frames)})
+            if args.out is not None:  # what was measured stays, whatever comes
+                record.write(result, args.out)
+    done = [row for row in result["lengths"] if "failed" not in row]
+    if len(done) > 2:
+        result["linear"] = slope(done)
     record.write(result, args.out)
 
 

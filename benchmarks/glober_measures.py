@@ -40,12 +40,37 @@ class Clips:
 
 @torch.no_grad()
 def test_clips(strategy: GLOBER, number: int) -> Clips:
-    frames = strategy.config.sample_frames
-    data = ShapesDataset(number, num_frames=frames, split="test")
-    clips = torch.stack([to_clip(data.render(i, range(frames))) for i in range(number)])
+    data = dataset(strategy, number)
+    clips = rendered(data, range(number))
     v = torch.stack([strategy.encode(clip) for clip in clips])
     captions = [data.caption(i) for i in range(number)]
     return Clips(clips, v, captions, [data.scene(i) for i in range(number)])
+
+
+def dataset(strategy: GLOBER, number: int) -> ShapesDataset:
+    """So many test videos as long and as large as the strategy's."""
+    config = strategy.config
+    side, other = config.sample_size
+    if side != other:
+        raise SystemExit(f"the model makes {side} x {other} pixels; shapes videos are square.")
+    return ShapesDataset(number, num_frames=config.sample_frames, size=side, split="test")
+
+
+def rendered(data: ShapesDataset, indices: range) -> Tensor:
+    return torch.stack([to_clip(data.render(i, range(data.num_frames))) for i in indices])
+
+
+def null(strategy: GLOBER, judge: ShapesClassifier, number: int) -> float:
+    """The distance between two sets of so many test videos: what perfect samples would have."""
+    data = dataset(strategy, 2 * number)
+    return distance(judge, rendered(data, range(number)), rendered(data, range(number, 2 * number)))
+
+
+@torch.no_grad()
+def through_codec(strategy: GLOBER, given: Clips) -> Tensor:
+    """The clips encoded and decoded frame by frame: the best that latents can do."""
+    parts = given.clips.split(BATCH)
+    return torch.cat([strategy.codec.decode(strategy.codec.encode(x.to(strategy.device))).cpu() for x in parts])
 
 
 @torch.no_grad()

@@ -49,28 +49,23 @@ def clips_of(strategy: GLOBER, number: int, direction: str | None) -> ClipBatch:
 
 def pairs(strategy: GLOBER, clips: ClipBatch, seed: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Two frames of each clip, the decoder's estimates of them, and their gates."""
-    assert clips.latents is not None
-    captions = [clips.captions[i] for i in rows.tolist()]
-    batch = replace(clips, latents=clips.latents[rows], captions=captions)
     with torch.no_grad():
         step = TrainingStep(seed, "autoencoder", 0, tuple(range(len(rows))))
-        found = AutoencoderStage(strategy).decoded(batch, step)
+        found = AutoencoderStage(strategy).decoded(clips.select(rows.tolist()), step)
     return found.clean, found.estimate, found.gates
 
 
 def batches(strategy: GLOBER, clips: ClipBatch, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    assert clips.latents is not None
     for step in range(steps):
-        rows = torch.randint(len(clips.latents), (BATCH,), generator=generator)
+        rows = torch.randint(len(clips), (BATCH,), generator=generator)
         yield pairs(strategy, clips, step, rows)
 
 
 def scored_lower(strategy: GLOBER, direction: str | None, steps: int, clips: int, rate: float) -> float:
     """Train a discriminator; return the share of swapped pairs, of unseen clips, that it scores lower."""
     given = clips_of(strategy, clips + UNSEEN, direction)
-    assert given.latents is not None
-    seen = replace(given, latents=given.latents[:-UNSEEN], captions=given.captions[:-UNSEEN])
+    seen = given.select(range(clips))
     torch.manual_seed(0)
     network = strategy.config.build_discriminator(strategy.codec)
     optimizer = torch.optim.AdamW(network.parameters(), rate)

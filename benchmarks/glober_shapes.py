@@ -9,6 +9,7 @@ and 8).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,32 @@ def main() -> None:
     parser.add_argument("--global-scales", type=float, nargs="*", default=[1.0, 2.0, 3.0, 4.0, 7.0])
     parser.add_argument("--steps", type=int, default=25)
     args = parser.parse_args()
-    strategy, judge = load_strategy(args.model, device="cpu"), load_classifier()
+    strategy: Any = load_strategy(args.model, device="cpu")
+    judge = load_classifier()
     given = measures.test_clips(strategy, args.videos)
     settings = {"model": args.model, "videos": args.videos, "steps": args.steps}
     weights = weight_hash(strategy.modules["video_encoder"])
     head = record.header("glober_shapes", record.cpu(), "float32", weights=weights, **settings)
-    result = {
-        **head,
-        "real_clips": measures.agreement(judge, given.clips, given.captions),
-        "reconstruction": measures.reconstruction(strategy, judge, given, args.steps),
-        "origin": measures.origin(strategy, judge, given, args.steps),
-        "order": measures.order_sensitivity(strategy, given),
+    parts: dict[str, Callable[[], Any]] = {
+        "real_clips": lambda: measures.agreement(judge, given.clips, given.captions),
+        "codec_alone": lambda: measures.agreement(
+            judge, measures.through_codec(strategy, given), given.captions
+        ),
+        "null_distance": lambda: measures.null(strategy, judge, args.videos),
+        "reconstruction": lambda: measures.reconstruction(strategy, judge, given, args.steps),
+        "origin": lambda: measures.origin(strategy, judge, given, args.steps),
+        "guidance_of_frames": lambda: of_frames(strategy, judge, given, args.steps, args.frame_scales),
+        "guidance_of_v": lambda: of_v(strategy, judge, given, args.steps, args.global_scales),
     }
-    result["guidance_of_frames"] = of_frames(strategy, judge, given, args.steps, args.frame_scales)
-    result["guidance_of_v"] = of_v(strategy, judge, given, args.steps, args.global_scales)
-    record.write(result, args.out)
+    if strategy.config.adversarial:
+        parts["order"] = lambda: measures.order_sensitivity(strategy, given)
+    result = head
+    for name, part in parts.items():
+        result[name] = part()
+        if args.out is not None:  # what was measured stays, whatever comes
+            record.write(result, args.out)
+    if args.out is None:
+        record.write(result, None)
 
 
 if __name__ == "__main__":

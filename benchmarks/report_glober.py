@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def looks(agreement: dict[str, float]) -> str:
 
 def decoding(name: str = "glober_decoding_cpu") -> list[str]:
     found = load(name)
-    line, branch = found["linear"], found["branch"]
+    done = [row for row in found["lengths"] if "failed" not in row]
     rows = [
         (
             row["frames"],
@@ -38,9 +38,9 @@ def decoding(name: str = "glober_decoding_cpu") -> list[str]:
             f"{100 * row['generator_share']:.1f}%",
             round(row["peak_megabytes"] - row["peak_megabytes_before"]),
         )
-        for row in found["lengths"]
+        for row in done
     ]
-    beside = {row["frames"]: row["seconds"] for row in found.get("vdm", ())}
+    beside = {row["frames"]: row.get("seconds", "failed") for row in found.get("vdm", ())}
     rows = [(*row, beside.get(row[0], "")) for row in rows]
     return [
         f"Cost, `{found['recipe']}` on {found['device']}, {found['threads']} thread(s), {found['dtype']}, "
@@ -58,11 +58,24 @@ def decoding(name: str = "glober_decoding_cpu") -> list[str]:
             ),
             rows,
         ),
-        f"The frames cost {1000 * line['seconds_per_frame']:.0f} ms each (linear, r² {line['r_squared']:.4f}). "
-        f"An evaluation that computes the branch again takes {branch['ratio']:.2f} times as long as one that "
-        "reuses it.",
+        *(f"{row['frames']} frames: {row['failed']}." for row in found["lengths"] if "failed" in row),
+        " ".join(_costs(found)),
         "",
     ]
+
+
+def _costs(found: dict[str, Any]) -> Iterator[str]:
+    if line := found.get("linear"):
+        each = 1000 * line["seconds_per_frame"]
+        yield f"The frames cost {each:.0f} ms each (linear, r² {line['r_squared']:.4f})."
+    branch = found["branch"]
+    if "failed" in branch:
+        yield f"The branch was not measured: {branch['failed']}."
+    else:
+        yield (
+            f"An evaluation that computes the branch again takes {branch['ratio']:.2f} times as long as one "
+            "that reuses it."
+        )
 
 
 def trained() -> list[str]:
@@ -70,6 +83,7 @@ def trained() -> list[str]:
     near, origin, order = found["reconstruction"], found["origin"], found["order"]
     rows = [
         ("clips as they are", looks(found["real_clips"])),
+        ("through the frame codec alone", looks(found["codec_alone"])),
         ("encoded and decoded, own prompt", looks(near["agreement"])),
         ("the same, no prompt", looks(origin["no_prompt_as_clip"])),
         ("the same, contradicting prompt: as the clip", looks(origin["contradicting_prompt_as_clip"])),
@@ -95,7 +109,8 @@ def trained() -> list[str]:
         f"swapped pairs were no fakes, scores {100 * order['swapped_scored_lower']:.0f}% of swapped real pairs "
         "lower (50% is chance, and all that can be had of data that look alike backwards).",
         "",
-        "Guidance of frames, reconstructions (table 7):",
+        f"Frechet distances of so few videos are large: two sets of {found['videos']} real ones are "
+        f"{found['null_distance']:.2f} apart. Guidance of frames, reconstructions (table 7):",
         "",
         *table(("scale", "Frechet distance", "shape / colour / motion"), frames),
         "Guidance of `v`, samples (table 8):",

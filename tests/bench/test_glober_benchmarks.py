@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from vidgen import checkpoint, plugins
 from vidgen import config as configs
 from vidgen.classifier import load_classifier
-from vidgen.metrics.prompts import expected_spec
+from vidgen.metrics.prompts import expected_spec, prompt_set
+from vidgen.strategies.glober import GLOBER
+from vidgen.video.raster import paint
 from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = ("ablations", "decoding", "order", "shapes")
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield import_module
-    for name in ("record", "glober_measures", "glober_ablations", "glober_decoding", "report_glober"):
+    for name in ("record", "glober_measures", "report_glober", *(f"glober_{name}" for name in SCRIPTS)):
         sys.modules.pop(name, None)
 
 
@@ -94,6 +101,8 @@ def test_the_report_shows_the_records(script: Any, monkeypatch: pytest.MonkeyPat
         "steps": 5,
         "dtype": "float32",
         "real_clips": looks,
+        "codec_alone": looks,
+        "null_distance": 0.75,
         "reconstruction": {
             "agreement": looks,
             "psnr_seen": 20.0,
@@ -124,3 +133,150 @@ def test_the_report_shows_the_records(script: Any, monkeypatch: pytest.MonkeyPat
     assert "| v set to zero, no prompt | 100 / 50 / 25 |" in lines
     assert "| 1.5 | 2.00 | 100 / 50 / 25 |" in lines
     assert "| 3.0 | 4.00 | 100 / 50 / 25 |" in lines
+    del decoding["linear"]
+    decoding["lengths"].append({"frames": 32, "failed": "OutOfMemoryError: 3 GiB"})
+    assert "32 frames: OutOfMemoryError: 3 GiB." in report.decoding()
+
+
+# Whole runs, so small that they measure nothing.
+
+
+@pytest.fixture(scope="module")
+def config() -> Any:
+    """The tiny recipe's model, smaller, with the words of the shapes data."""
+    words = tuple(sorted({word for prompt in prompt_set(126, 0.0, "all") for word in prompt.split()}))
+    return replace(
+        plugins.load_recipe("glober", "tiny").model,
+        sample_size=(32, 32),
+        words=words,
+        max_words=8,
+        pixel_mean=0.0,
+        pixel_std=1.0,
+        widths=(8, 16),
+        head_dim=8,
+        encoder_widths=(8, 16),
+        encoder_head_dim=8,
+        discriminator_width=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("glober") / "model"
+    checkpoint.save_strategy(checkpoint.build(GLOBER, config), folder)
+    return folder
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, module: Any, out: Path, *arguments: object) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--out", str(out), *map(str, arguments)])
+    module.main()
+    return json.loads(out.read_text())  # type: ignore[no-any-return]
+
+
+def numbers(found: Any) -> list[float]:
+    if isinstance(found, dict | list):
+        return [x for part in (found.values() if isinstance(found, dict) else found) for x in numbers(part)]
+    return [found] if isinstance(found, float) else []
+
+
+def test_true_frames_are_right_at_seen_indices_and_between(
+    script: Any, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    measures, judge = script("glober_measures"), load_classifier()
+    strategy: Any = checkpoint.load_strategy(model, device="cpu")
+    every = measures.test_clips(strategy, 8)
+    moving = [i for i, caption in enumerate(every.captions) if "still" not in caption]
+    given = measures.Clips(
+        every.clips[moving],
+        every.v[moving],
+        [every.captions[i] for i in moving],
+        [every.scenes[i] for i in moving],
+    )
+
+    def painted(shift: float) -> Any:
+        times = np.arange(32) / 2
+        times[1::2] += shift
+        clips = torch.stack([to_clip(paint(scene, times, 32)) for scene in given.scenes])
+        return lambda *_, **__: clips
+
+    monkeypatch.setattr(measures, "decode", painted(0.0))
+    found = measures.reconstruction(strategy, judge, given)
+    assert found["psnr_seen"] == found["psnr_between"] == float("inf")
+    monkeypatch.setattr(measures, "decode", painted(4.0))
+    late = measures.reconstruction(strategy, judge, given)
+    assert late["psnr_seen"] == float("inf")
+    assert late["psnr_between"] < 40
+    assert late["pixels_off_seen"] == found["pixels_off_seen"]
+    assert late["pixels_off_between"] > found["pixels_off_between"]
+
+
+def test_a_trained_model_is_measured(
+    script: Any, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    few = ("--model", model, "--videos", 4, "--steps", 1)
+    scales = ("--frame-scales", 1, 2, "--global-scales", 1)
+    found = ran(monkeypatch, script("glober_shapes"), tmp_path / "shapes.json", *few, *scales)
+    assert found["codec_alone"] == found["real_clips"]  # pixels
+    assert [row["frame_guidance"] for row in found["guidance_of_frames"]] == [1, 2]
+    assert found["guidance_of_frames"][0]["distance"] != found["guidance_of_frames"][1]["distance"]
+    assert np.isfinite(numbers(found)).all()
+    few = ("--model", model, "--steps", 2, "--clips", 8)
+    shares = ran(monkeypatch, script("glober_order"), tmp_path / "order.json", *few)["swapped_scored_lower"]
+    assert set(shares) == {"all_move_right", "all_clips"}
+    assert all(0 <= share <= 1 for share in shares.values())
+
+
+def test_ablations_go_on_and_keep_what_is_measured(
+    script: Any, monkeypatch: pytest.MonkeyPatch, config: Any, tmp_path: Path
+) -> None:
+    ablations, out = script("glober_ablations"), tmp_path / "ablations.json"
+    whole = ablations.recipe_of
+
+    def small(variant: Any, steps: int, batch: int) -> Any:
+        recipe = whole(variant, steps, batch)
+        model = replace(config, cra_weight=variant.get("cra_weight", config.cra_weight))
+        return replace(recipe, model=model, data=replace(recipe.data, videos=8, size=32))
+
+    monkeypatch.setattr(ablations, "recipe_of", small)
+    few = ("--steps", 1, "--batch", 2, "--videos", 2, "--solver-steps", 1)
+    one = ran(monkeypatch, ablations, out, *few, "--variants", "base")["variants"]
+    both = ran(monkeypatch, ablations, out, *few, "--variants", "base", "no CRA")["variants"]
+    assert both["base"] == one["base"]  # not measured again
+    assert "order" in both["base"]
+    assert "order" not in both["no CRA"]  # whose discriminator nobody taught
+    assert np.isfinite(numbers(both)).all()
+    with pytest.raises(SystemExit, match=r"was measured with \{.videos.: 2\}"):
+        ran(monkeypatch, ablations, out, *few, "--videos", 3, "--variants", "base")
+
+
+def test_every_length_is_in_the_record_also_if_it_failed(
+    script: Any, monkeypatch: pytest.MonkeyPatch, config: Any, tmp_path: Path
+) -> None:
+    decoding, out, asked = script("glober_decoding"), tmp_path / "decoding.json", []
+
+    def alone(task: Any, *arguments: Any) -> dict[str, Any]:  # in this process
+        asked.append((task.__name__, *arguments[1:]))
+        return {"failed": "no memory"} if arguments[1:] == (16,) else task(*arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(decoding, "alone", alone)
+    monkeypatch.setattr(decoding, "config_of", lambda name: config)
+    few = ("--frames", 2, 4, 6, 16, "--chunk", 2, "--steps", 1, "--repeats", 1, "--beside")
+    found = ran(monkeypatch, decoding, out, *few)
+    lengths = [(task, n) for task in ("length", "beside") for n in (2, 4, 6, 16)]
+    assert asked == [("branch",), *lengths]
+    assert found["lengths"][3] == found["vdm"][3] == {"frames": 16, "failed": "no memory"}
+    assert found["lengths"][2]["frames_seconds"] < found["lengths"][2]["seconds"] * 1.5
+    assert found["linear"]["seconds_per_frame"] != 0
+    assert {row["global_numbers"] for row in found["lengths"][:3]} == {config.global_channels * 4 * 4}
+
+
+def test_what_goes_wrong_in_a_process_is_told(script: Any) -> None:
+    decoding, sent = script("glober_decoding"), []
+    connection = type("Connection", (), {"send": staticmethod(sent.append)})
+
+    def broken(number: int) -> dict[str, Any]:
+        raise MemoryError(f"{number} GiB")
+
+    decoding.answer(broken, (3,), connection)
+    decoding.answer(lambda number: {"seconds": number}, (3,), connection)
+    assert sent == [{"failed": "MemoryError: 3 GiB"}, {"seconds": 3}]

@@ -271,3 +271,16 @@ def test_a_batch_of_latents_has_frame_numbers_and_no_frames() -> None:
     assert (batch.clip.shape, batch.frames.shape) == ((2, 3, 0, 32, 32), (2, 4))
     assert moved.latents is not None
     assert moved.latents.device.type == "meta"
+
+
+def test_chosen_clips_of_a_batch_are_the_batch_of_those_clips() -> None:
+    samples = [ShapesClips(SOURCE)[i] for i in range(4)]
+    chosen, expected = collate(samples).select([3, 1]), collate([samples[3], samples[1]])
+    assert chosen.captions == expected.captions
+    assert chosen.latents is None
+    for name in ("clip", "labels", "fps", "index", "draw", "frames"):
+        assert torch.equal(getattr(chosen, name), getattr(expected, name)), name
+    latents = torch.arange(4.0).reshape(4, 1, 1, 1, 1)
+    kept = replace(collate(samples), latents=latents).select(range(2, 4)).latents
+    assert kept is not None
+    assert kept.flatten().tolist() == [2, 3]

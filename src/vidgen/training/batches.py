@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -137,7 +136,5 @@ def micro_batches(batch: ClipBatch, size: int | None) -> Iterator[tuple[slice, C
     """Split ``batch`` into pieces of at most ``size`` clips (None: one piece)."""
     total = batch.clip.shape[0]
     for start in range(0, total, size or total):
-        piece = slice(start, min(start + (size or total), total))
-        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        values: dict[str, Any] = {k: None if v is None else v[piece] for k, v in fields.items()}
-        yield piece, dataclasses.replace(batch, **values)
+        stop = min(start + (size or total), total)
+        yield slice(start, stop), batch.select(range(start, stop))

@@ -100,6 +100,12 @@ class ClipBatch:
         """Return the batch in page-locked memory (called by a ``DataLoader`` that pins)."""
         return self._map(Tensor.pin_memory)
 
+    def select(self, rows: Sequence[int]) -> ClipBatch:
+        """Return a batch of the clips at ``rows``, in that order."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        batch = self._map(lambda tensor: tensor[chosen.to(tensor.device)])
+        return replace(batch, captions=[self.captions[i] for i in rows])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
         tensors: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
