@@ -151,8 +151,8 @@ def ablations() -> list[str]:
         f"Ablations (tables 4, 5 and 10 in miniature): each variant {found['steps']} steps of batch "
         f"{found['batch']} in both stages, {found['videos']} videos, {found['solver_steps']} solver steps, on "
         f"{found['device']}. So short a training leaves every model unfinished; the two seeds of the base say "
-        "how much a difference must be to mean anything. The base's CRA weighs 0.002 and knows no order. "
-        "Distances are biased upwards by the small number of "
+        "how much a difference must be to mean anything. The base's CRA weighs 0.002 and knows no order; the "
+        "encoders of a smaller v are deeper too. Distances are biased upwards by the small number of "
         "videos and compare within the table alone:",
         "",
         *table(
