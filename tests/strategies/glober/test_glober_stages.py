@@ -226,6 +226,22 @@ def test_wrong_classes_are_those_of_the_next_clip():
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("train_text", [True, False])
+def test_the_text_encoder_learns_in_the_first_stage_or_never(train_text):
+    strategy = build(train_text=train_text)
+    texts = {id(p) for p in strategy.parameters_of("text_encoder")}
+    assert texts
+    learn = []
+    for stage in strategy.stages():
+        begin_stage(strategy, stage, CONFIG, torch.device("cpu"))
+        next(stage.losses(batch_of(LATENTS), step_of(stage))).value.backward()
+        own = {id(p) for group in stage.optimizers() for p in group.parameters if p.grad is not None}
+        assert own >= texts or not own & texts
+        learn.append(own >= texts)
+        assert ("text_encoder" in stage.components) == learn[-1]
+    assert learn == [train_text, False]
+
+
 def test_a_clip_alone_is_told_its_own_prompt():
     found = []
     for wrong in (0.0, 1.0):

@@ -54,6 +54,8 @@ class GLOBERConfig(UNetConfig):
             is the generator's.
         wrong_text_frames: share of the other clips whose prompt, as the decoder is told it, is that of another
             clip. If prompts are always right, the decoder reads from them what it could read from ``v``.
+        train_text: whether the first stage trains the text encoder, where that is a vocabulary's (open_clip's
+            never learn). One that came with a pretrained model may stay as it is.
         global_guidance_scale: default guidance of ``v``.
         encoder_warmup_steps: steps over which the encoder's learning rate rises. A slow encoder stays a random
             mixture of ordered keyframes until the decoder can tell what indices are for; a fast one has
@@ -91,6 +93,7 @@ class GLOBERConfig(UNetConfig):
     cra_warmup_steps: int = 0
     drop_text_frames: float | None = None
     wrong_text_frames: float = 0.0
+    train_text: bool = True
     global_guidance_scale: float = 9.0
     encoder_warmup_steps: int = 0
     generator_lr_scale: float = 1.0

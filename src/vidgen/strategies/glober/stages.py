@@ -66,7 +66,7 @@ class AutoencoderStage(DenoisingStage):
     def __init__(self, strategy: GLOBER) -> None:
         config = strategy.config
         learns = ["video_encoder", "unet", "branch", "index"]
-        if not getattr(strategy.text_encoder, "frozen", False):
+        if config.train_text and not getattr(strategy.text_encoder, "frozen", False):
             learns.append("text_encoder")
         super().__init__(strategy, strategy.predict, learns, name="autoencoder", drop_text=config.frame_drop)
         self.glober, self.config = strategy, config
