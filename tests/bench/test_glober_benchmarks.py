@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -258,6 +259,8 @@ def test_every_length_is_in_the_record_also_if_it_failed(
         asked.append((task.__name__, *arguments[1:]))
         return {"failed": "no memory"} if arguments[1:] == (16,) else task(*arguments)  # type: ignore[no-any-return]
 
+    # What it adds to that logger in a process of its own goes with the test here.
+    monkeypatch.setattr(logging.getLogger("vidgen.sampling.engine"), "handlers", [])
     monkeypatch.setattr(decoding, "alone", alone)
     monkeypatch.setattr(decoding, "config_of", lambda name: config)
     few = ("--frames", 2, 4, 6, 16, "--chunk", 2, "--steps", 1, "--repeats", 1, "--beside")
