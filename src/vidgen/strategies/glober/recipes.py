@@ -104,7 +104,7 @@ def shapes() -> Recipe:
         ),
         data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=8000,
+            steps=10_000,
             batch_size=16,
             learning_rate=1e-3,
             lr_schedule="cosine",
