@@ -98,7 +98,7 @@ def shapes() -> Recipe:
             drop_text_frames=0.3,
             wrong_text_frames=0.5,
             train_text=False,
-            guidance_scale=2.0,  # of frames
+            guidance_scale=4.0,  # of frames
             global_guidance_scale=3.0,
             num_inference_steps=25,
         ),
