@@ -154,10 +154,14 @@ def test_a_card_shows_scores_with_their_null(tmp_path: Path) -> None:
         "bytes": 2468,
         "quality": {"scores": {"trained": [score.to_json()]}, "values": {"mse": 0.5}},
     }
-    write_card(tmp_path, record, {"sheet.png": Image.new("RGB", (4, 4))})
+    picture = Image.new("RGB", (4, 4))
+    write_card(tmp_path, record, {"sheet.png": picture, "sheet_long.png": picture})
     card = (tmp_path / "README.md").read_text()
     assert "| trained | `fvd_shapes_v1` | 3.25 | 1.5 | Few. |" in card
     assert "| all | `mse` | 0.5 |" in card
     assert "2 minutes" in card
     assert "(sheet.png)" in card
     assert (tmp_path / "sheet.png").is_file()
+    assert "*Four times as many frames as in a clip of the training.*" in card
+    write_card(tmp_path, record | {"recipe": {"strategy": "glober"}}, {"sheet_long.png": picture})
+    assert "in the same time" in (tmp_path / "README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -271,6 +272,12 @@ def test_every_length_is_in_the_record_also_if_it_failed(
     assert found["lengths"][2]["frames_seconds"] < found["lengths"][2]["seconds"] * 1.5
     assert found["linear"]["seconds_per_frame"] != 0
     assert {row["global_numbers"] for row in found["lengths"][:3]} == {config.global_channels * 4 * 4}
+
+
+def test_a_process_of_its_own_answers_or_is_told_to_have_died(script: Any) -> None:
+    alone = script("glober_decoding").alone
+    assert alone(dict, [("seconds", 2)]) == {"seconds": 2}
+    assert alone(os._exit, 3) == {"failed": "the process ended with 3"}
 
 
 def test_what_goes_wrong_in_a_process_is_told(script: Any) -> None:

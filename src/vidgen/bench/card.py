@@ -20,7 +20,8 @@ ABOUT = {
 }
 
 _ROWS = "One row for each video, from its first frame to its last"
-_SHEETS = {"sheet.png": _ROWS, "sheet_long.png": "Four times as many frames as in a clip of the training"}
+_LONG = "Four times as many frames as in a clip of the training"
+_LONGS = {"glober": f"{_LONG}, in the same time; 16 of each are shown"}
 _PICTURES = {
     "frame_codec": "Frames that it never saw; below them the same, encoded and decoded",
     "classifier": f"Test videos that it reads. {_ROWS}",
@@ -58,7 +59,8 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         *_quality(record["quality"]),
     ]
     for name in sheets:
-        caption = _SHEETS.get(name, name) if name != "sheet.png" else _PICTURES.get(recipe["strategy"], _ROWS)
+        known, default = (_LONGS, _LONG) if name == "sheet_long.png" else (_PICTURES, _ROWS)
+        caption = known.get(recipe["strategy"], default)
         lines += [f"![{caption}]({name})", "", f"*{caption}.*", ""]
     lines += ["The whole recipe:", ""]
     if recipe.get("model", {}).get("pretrained"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["shapes_classifier", "shapes_codec", "shapes_ldm", "shapes_vdm"]
+__all__ = ["shapes_classifier", "shapes_codec", "shapes_glober", "shapes_ldm", "shapes_vdm"]
 
 _SHAPES = Path(__file__).parent / "shapes"
 
@@ -22,6 +22,11 @@ def shapes_classifier() -> Path:
 def shapes_ldm() -> Path:
     """The text-to-image model."""
     return _SHAPES / "ldm"
+
+
+def shapes_glober() -> Path:
+    """GLOBER: a feature of the whole video from the prompt, then 16 frames of it, or any other number."""
+    return _SHAPES / "glober"
 
 
 def shapes_vdm() -> Path:
