@@ -48,9 +48,10 @@ def test_files_are_half_precision_with_card_and_record(name: str) -> None:
     folder = plugins.model_folder(name)
     weights = sorted(folder.rglob("*.safetensors"))
     for file in weights:
-        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
-    kinds = {file.suffix for file in folder.rglob("*") if file.is_file()}
-    assert kinds <= {".safetensors", ".json", ".md", ".png"}
+        kinds = {tensor.dtype for tensor in load_file(file).values()}
+        assert kinds - {torch.int64} == {torch.float16}  # a batch norm counts its batches
+    suffixes = {file.suffix for file in folder.rglob("*") if file.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".md", ".png"}
     record = json.loads((folder / "record.json").read_text())
     assert record["model"] == name
     assert record["bytes"] == sum(file.stat().st_size for file in weights)
@@ -69,9 +70,13 @@ def test_records_reach_the_goals() -> None:
     assert min(image[f"prompt_{name}"]["value"] for name in ("shape", "colour")) >= 0.95
     assert min(video[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
     assert min(unseen[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.7
-    assert {s["num_generated"] for s in (*image.values(), *video.values())} == {512}
-    assert video["fvd"]["value"] <= 5 * video["fvd"]["null"]
-    assert video["position_spread"]["value"] >= 0.8
+    whole, whole_unseen = scores("shapes/glober"), scores("shapes/glober", "held_out")
+    assert min(whole[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
+    assert min(whole_unseen[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
+    assert {s["num_generated"] for s in (*image.values(), *video.values(), *whole.values())} == {512}
+    for made_videos in (video, whole):
+        assert made_videos["fvd"]["value"] <= 5 * made_videos["fvd"]["null"]
+        assert made_videos["position_spread"]["value"] >= 0.8
     codec, classifier = (
         json.loads((plugins.model_folder(f"shapes/{name}") / "record.json").read_text())["quality"]["values"]
         for name in ("codec", "classifier")
@@ -166,17 +171,23 @@ def test_the_global_model_shows_and_moves_what_it_is_told(global_model: Sampler)
     clips = made(global_model, prompts, num_inference_steps=12)
     assert clips.shape == (16, 3, 16, 64, 64)
     shares = prompt_accuracy(load_classifier(), [clips], [prompts]).shares
-    assert shares["shape"].value >= 0.6  # over 512 prompts, in 25 steps: see the card
-    assert shares["colour"].value >= 0.8
-    assert shares["motion"].value >= 0.8
+    assert shares["shape"].value >= 0.8  # over 512 prompts, in 25 steps: see the card
+    assert shares["colour"].value >= 0.85
+    assert shares["motion"].value >= 0.85
 
 
-def test_any_number_of_frames_of_the_global_model_shows_one_motion(global_model: Sampler) -> None:
-    prompts = prompt_set(8, 0.1, "trained", seed=5)
-    clips = made(global_model, prompts, num_inference_steps=8, num_frames=48)
-    shares = prompt_accuracy(load_classifier(), [clips[:, :, 1::3]], [prompts]).shares
-    assert shares["colour"].value >= 0.75
-    assert shares["motion"].value >= 0.75  # at indices between those of training
+@torch.no_grad()
+def test_any_number_of_frames_of_the_global_model_shows_one_video(global_model: Sampler) -> None:
+    """The same ``v`` at three times the frame rate: as it was, and in between as it moved."""
+    prompts, judge = prompt_set(8, 0.1, "trained", seed=5), load_classifier()
+    clips = made(global_model, prompts, num_inference_steps=8)
+    dense = made(global_model, prompts, num_inference_steps=8, num_frames=48)
+    motions = [seen.motion for seen in judge.read(clips)]
+    for start in range(3):
+        assert [seen.motion for seen in judge.read(dense[:, :, start::3])] == motions
+    away = judge(dense[:, :, ::3]).position - judge(clips).position
+    pixels = ((away + 0.5) % 1.0 - 0.5).norm(dim=-1) * 64  # the shorter way round
+    assert pixels.median() < 2
 
 
 def test_what_the_global_model_shows_comes_from_v(global_model: Sampler) -> None:
@@ -197,7 +208,7 @@ def test_what_the_global_model_shows_comes_from_v(global_model: Sampler) -> None
     encoded = [strategy.encode(to_clip(data.render(i, range(16)))) for i in range(12)]
     told = shown(encoded, others)
     assert prompt_accuracy(judge, [told], [own]).shares["motion"].value >= 0.9
-    assert prompt_accuracy(judge, [told], [own]).shares["colour"].value >= 0.6
+    assert prompt_accuracy(judge, [told], [own]).shares["colour"].value >= 0.8
     empty = shown([torch.zeros_like(v) for v in encoded], [""] * 12)
     lost = prompt_accuracy(judge, [empty], [own]).shares
     assert max(lost[name].value for name in ("shape", "colour", "motion")) <= 0.6
