@@ -65,7 +65,8 @@ def recipe_of(variant: Mapping[str, Any], steps: int, batch: int) -> Recipe:
     base: Recipe = plugins.load(plugins.RECIPES, "shapes/glober")()
     changes = {name: value for name, value in variant.items() if name != "seed"}
     warmup = min(base.model.cra_warmup_steps, steps // 4)
-    model = replace(base.model, **{"cra_warmup_steps": warmup, **changes})
+    # Guidance is fixed here, so that rows stay comparable when the bundled model's is chosen anew.
+    model = replace(base.model, guidance_scale=2.0, **{"cra_warmup_steps": warmup, **changes})
     training = replace(
         base.training,
         steps=steps,
