@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=700, help="of each of the two stages")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--videos", type=int, default=64)
-    parser.add_argument("--solver-steps", type=int, default=20)
+    parser.add_argument("--videos", type=int, default=48)
+    parser.add_argument("--solver-steps", type=int, default=12)
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("steps", "batch", "videos", "solver_steps")}
     head = record.header("glober_ablations", record.cpu(), "bfloat16 training, float32 sampling", **settings)

@@ -175,6 +175,31 @@ def origin(strategy: GLOBER, judge: ShapesClassifier, given: Clips, steps: int =
     }
 
 
+def constancy(videos: Tensor) -> dict[str, float]:
+    """How still what never changes stays over a video's frames: the object's size, the background.
+
+    The background is a frame's median colour, the object what differs from it, its size the root of its
+    pixels. ``size`` is the largest over the smallest of a video's frames: the median and the 90th percentile
+    over videos. ``background`` is the share of videos with a frame whose background is more than 12 of 255
+    from that of the whole.
+    """
+    ground = videos.flatten(3).median(-1).values  # b 3 f
+    object_ = (videos - ground[..., None, None]).abs().amax(1) > 0.3
+    sizes = object_.flatten(2).sum(-1).clamp_min(1).sqrt()  # b f
+    ratio = (sizes.amax(1) / sizes.amin(1)).numpy()
+    away = (ground - ground.median(2, keepdim=True).values).abs().amax((1, 2))
+    return {
+        "size_median": round(float(np.median(ratio)), 3),
+        "size_90": round(float(np.quantile(ratio, 0.9)), 3),
+        "background": round(float((away > 2 * 12 / 255).float().mean()), 4),
+    }
+
+
+def lower(swapped: Tensor, ordered: Tensor) -> float:
+    """Share of pairs that are scored lower when swapped; a pair of equal frames, of a still object, is half."""
+    return round(float(((swapped < ordered).float() + 0.5 * (swapped == ordered).float()).mean()), 4)
+
+
 @torch.no_grad()
 def order_sensitivity(strategy: GLOBER, given: Clips) -> dict[str, float]:
     """How the discriminator scores real pairs of frames in order and swapped."""
@@ -190,5 +215,5 @@ def order_sensitivity(strategy: GLOBER, given: Clips) -> dict[str, float]:
     return {
         "logit_ordered": round(float(ordered.mean()), 4),
         "logit_swapped": round(float(swapped.mean()), 4),
-        "swapped_scored_lower": round(float((swapped < ordered).float().mean()), 4),
+        "swapped_scored_lower": lower(swapped, ordered),
     }

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glober_measures as measures
 import record
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def scored_lower(strategy: GLOBER, direction: str | None, steps: int, clips: int
     rows = torch.arange(clips, clips + UNSEEN)
     clean, _, _ = pairs(strategy, given, steps, rows)
     with torch.no_grad():
-        return round(float((network(clean.flip(2)) < network(clean)).float().mean()), 4)
+        return measures.lower(network(clean.flip(2)), network(clean))
 
 
 def main() -> None:
