@@ -81,6 +81,7 @@ def _costs(found: dict[str, Any]) -> Iterator[str]:
 def trained() -> list[str]:
     found = load("glober_shapes")
     near, origin, order = found["reconstruction"], found["origin"], found["order"]
+    guided = found["origin_guided"]
     rows = [
         ("clips as they are", looks(found["real_clips"])),
         ("through the frame codec alone", looks(found["codec_alone"])),
@@ -88,6 +89,8 @@ def trained() -> list[str]:
         ("the same, no prompt", looks(origin["no_prompt_as_clip"])),
         ("the same, contradicting prompt: as the clip", looks(origin["contradicting_prompt_as_clip"])),
         ("... as that prompt", looks(origin["contradicting_prompt_as_prompt"])),
+        (f"contradicting, guided by {guided['frame_guidance']}: as the clip", looks(guided["as_clip"])),
+        ("... as that prompt", looks(guided["as_prompt"])),
         ("v set to zero, no prompt", looks(origin["zeroed_v_as_clip"])),
     ]
     frames = [
@@ -100,7 +103,7 @@ def trained() -> list[str]:
     ]
     return [
         f"`{found['model']}`, {found['videos']} test videos, {found['steps']} steps, {found['dtype']}. Shape / "
-        "colour / motion read by the bundled classifier, per cent:",
+        "colour / motion read by the bundled classifier, per cent; frames are unguided where nothing is said:",
         "",
         *table(("video", "agrees"), rows),
         f"Frames at indices of the training: {near['psnr_seen']:.1f} dB, the object "
@@ -109,13 +112,27 @@ def trained() -> list[str]:
         f"swapped pairs were no fakes, scores {100 * order['swapped_scored_lower']:.0f}% of swapped real pairs "
         "lower (50% is chance, and all that can be had of data that look alike backwards).",
         "",
-        f"Frechet distances of so few videos are large: two sets of {found['videos']} real ones are "
-        f"{found['null_distance']:.2f} apart. Guidance of frames, reconstructions (table 7):",
+        *constancy(found["constancy"]),
+        "Guidance of frames, reconstructions (table 7). Their distance is to the very clips that they are of:",
         "",
         *table(("scale", "Frechet distance", "shape / colour / motion"), frames),
-        "Guidance of `v`, samples (table 8):",
+        f"Guidance of `v`, samples (table 8). Two sets of {found['videos']} real videos, other ones, are "
+        f"{found['null_distance']:.2f} apart: distances of so few are large.",
         "",
         *table(("scale", "Frechet distance", "shape / colour / motion"), whole),
+    ]
+
+
+def constancy(found: dict[str, dict[str, float]]) -> list[str]:
+    rows = [
+        (name, f"{row['size_median']:.2f}", f"{row['size_90']:.2f}", f"{100 * row['background']:.0f}%")
+        for name, row in found.items()
+    ]
+    return [
+        "What never changes in a clip, from frame to frame: the object's size, its largest over its smallest, "
+        "and the background, the share of videos in which it jumps by more than 12 of 255 in some frame:",
+        "",
+        *table(("videos", "size, median", "size, 90th percentile", "background jumps"), rows),
     ]
 
 

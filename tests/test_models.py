@@ -15,7 +15,7 @@ from vidgen import plugins
 from vidgen.classifier import load_classifier
 from vidgen.codecs import load_codec
 from vidgen.conditioning import VocabularyEncoder
-from vidgen.metrics.prompts import prompt_accuracy, prompt_set
+from vidgen.metrics.prompts import expected_spec, prompt_accuracy, prompt_set
 from vidgen.sampling import Sampler
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 from vidgen.video.synthetic import ShapesDataset
@@ -190,12 +190,22 @@ def test_any_number_of_frames_of_the_global_model_shows_one_video(global_model: 
     assert pixels.median() < 2
 
 
+def contradiction(caption: str) -> str:
+    """The first prompt that agrees with the caption in nothing."""
+    own = expected_spec(caption)
+    for text in prompt_set(126, 0.0, "trained"):
+        spec = expected_spec(text)
+        if all(getattr(spec, name) != getattr(own, name) for name in ("shape", "colour", "motion")):
+            return text
+    raise AssertionError(caption)
+
+
 def test_what_the_global_model_shows_comes_from_v(global_model: Sampler) -> None:
-    """An encoded clip told that it is another one stays what it is; without ``v`` nothing is left of it."""
+    """Told that it is quite another one an encoded clip stays what it is; without ``v`` nothing is left."""
     strategy: Any = global_model.strategy
     data = ShapesDataset(12, 16, split="test")
     own = [data.caption(i) for i in range(12)]
-    others = [own[(i + 1) % 12] for i in range(12)]
+    others = [contradiction(text) for text in own]
     judge = load_classifier()
 
     def shown(features: list[torch.Tensor], prompts: list[str]) -> torch.Tensor:
@@ -206,12 +216,13 @@ def test_what_the_global_model_shows_comes_from_v(global_model: Sampler) -> None
         return torch.stack([video.videos[0].to_tensor() for video in videos])
 
     encoded = [strategy.encode(to_clip(data.render(i, range(16)))) for i in range(12)]
-    told = shown(encoded, others)
-    assert prompt_accuracy(judge, [told], [own]).shares["motion"].value >= 0.9
-    assert prompt_accuracy(judge, [told], [own]).shares["colour"].value >= 0.8
+    told = prompt_accuracy(judge, [shown(encoded, others)], [own]).shares
+    assert told["shape"].value >= 0.55
+    assert told["colour"].value >= 0.8
+    assert told["motion"].value >= 0.9
     empty = shown([torch.zeros_like(v) for v in encoded], [""] * 12)
     lost = prompt_accuracy(judge, [empty], [own]).shares
-    assert max(lost[name].value for name in ("shape", "colour", "motion")) <= 0.6
+    assert max(lost[name].value for name in ("shape", "colour", "motion")) <= 0.5
 
 
 def test_parts_of_the_image_model_load_with_diffusers() -> None:

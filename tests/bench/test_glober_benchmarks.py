@@ -54,6 +54,47 @@ def test_real_videos_agree_and_lie_at_no_distance_of_themselves(script: Any) -> 
     assert measures.distance(judge, clips, clips.flip(2).roll(6, 0) * 0.5) > 1
 
 
+def test_what_changes_from_frame_to_frame_is_seen(script: Any) -> None:
+    measures, data = script("glober_measures"), ShapesDataset(12, 16, split="test")
+    clips = torch.stack([to_clip(data.render(i, range(16))) for i in range(12)])
+    found = measures.constancy(clips)
+    assert found["size_90"] < 1.2
+    assert found["background"] == 0
+    grown, lit = clips.clone(), clips.clone()
+    grown[:, :, 3:5] = torch.nn.functional.interpolate(clips[:, :, 3:5], scale_factor=(1, 2, 2))[
+        ..., 16:80, 16:80
+    ]
+    assert measures.constancy(grown)["size_90"] > 1.4
+    lit[:6, 1, 7] += 0.3
+    assert measures.constancy(lit)["background"] == 0.5
+
+
+def test_pairs_of_equal_frames_are_ties(script: Any) -> None:
+    lower = script("glober_measures").lower
+    assert lower(torch.tensor([0.0, 1.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 1.0, 2.0])) == 0.5
+    assert lower(torch.zeros(4), torch.ones(4)) == 1
+
+
+def test_a_discriminator_learns_which_way_clips_move(
+    script: Any, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    """The second of two frames is brighter: of swapped pairs, all are scored lower after a short training."""
+    order, strategy = script("glober_order"), checkpoint.load_strategy(model, device="cpu")
+
+    def brighter(_: Any, clips: Any, seed: int, rows: Any) -> tuple[Any, Any, Any]:
+        first = torch.randn(len(rows), 48, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+        pair = torch.cat([first, first + 1], dim=2)
+        return pair, pair, torch.ones(len(rows), 2)
+
+    monkeypatch.setattr(order, "pairs", brighter)
+    assert order.scored_lower(strategy, None, 30, 16, 1e-3) > 0.9
+
+
+def test_the_committed_record_shows_that_order_is_learnt() -> None:
+    found = json.loads((BENCHMARKS / "results" / "glober_order.json").read_text())
+    assert found["swapped_scored_lower"]["all_move_right"] > 0.85
+
+
 def test_a_line_is_found(script: Any) -> None:
     rows = [{"frames": n, "frames_seconds": 0.5 + 0.25 * n} for n in (16, 32, 64)]
     assert script("glober_decoding").slope(rows) == {"seconds_per_frame": 0.25, "r_squared": 1.0}
@@ -121,6 +162,8 @@ def test_the_report_shows_the_records(script: Any, monkeypatch: pytest.MonkeyPat
             ),
             looks,
         ),
+        "origin_guided": {"frame_guidance": 4.0, "as_clip": looks, "as_prompt": looks},
+        "constancy": {"clips": {"size_median": 1.03, "size_90": 1.5, "background": 0.25}},
         "order": {"swapped_scored_lower": 0.5},
         "guidance_of_frames": [{"frame_guidance": 1.5, "distance": 2.0, "agreement": looks}],
         "guidance_of_v": [{"global_guidance": 3.0, "distance": 4.0, "agreement": looks}],
@@ -133,6 +176,8 @@ def test_the_report_shows_the_records(script: Any, monkeypatch: pytest.MonkeyPat
     assert "| 16 | 8 | 1.5 | 0.5 | 12.5% | 2 | 3.5 |" in report.decoding()
     lines = report.trained()
     assert "| v set to zero, no prompt | 100 / 50 / 25 |" in lines
+    assert "| contradicting, guided by 4.0: as the clip | 100 / 50 / 25 |" in lines
+    assert "| clips | 1.03 | 1.50 | 25% |" in lines
     assert "| 1.5 | 2.00 | 100 / 50 / 25 |" in lines
     assert "| 3.0 | 4.00 | 100 / 50 / 25 |" in lines
     del decoding["linear"]
@@ -269,8 +314,7 @@ def test_every_length_is_in_the_record_also_if_it_failed(
     lengths = [(task, n) for task in ("length", "beside") for n in (2, 4, 6, 16)]
     assert asked == [("branch",), *lengths]
     assert found["lengths"][3] == found["vdm"][3] == {"frames": 16, "failed": "no memory"}
-    assert found["lengths"][2]["frames_seconds"] < found["lengths"][2]["seconds"] * 1.5
-    assert found["linear"]["seconds_per_frame"] != 0
+    assert set(found["linear"]) == {"seconds_per_frame", "r_squared"}
     assert {row["global_numbers"] for row in found["lengths"][:3]} == {config.global_channels * 4 * 4}
 
 

@@ -16,7 +16,8 @@ ABOUT = {
     "classifier": "Reads shape, colour, motion, size, background and position of the object in a shapes video.",
     "ldm": "Text to images, of Stable Diffusion's layout: what the video models start from.",
     "vdm": "Text to videos: all frames of a clip at once, longer videos in windows; from an image model.",
-    "glober": "Text to videos: one global feature of the whole video, then every frame on its own.",
+    "glober": "Text to videos: one global feature of the whole video, then every frame on its own. "
+    "Nothing passes between frames: sizes and hues can change a little from one to the next.",
 }
 
 _ROWS = "One row for each video, from its first frame to its last"
