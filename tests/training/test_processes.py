@@ -22,7 +22,10 @@ from vidgen.training.processes import Processes
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = """
-import sys
+import atexit, os, sys
+import torch.distributed as dist
+out = sys.argv[1]
+atexit.register(lambda: open(f"{{out}}-{{os.environ['RANK']}}.left", "w").write(str(not dist.is_initialized())))
 sys.path[:0] = [{tests!r}, {here!r}]
 from pathlib import Path
 import test_processes
@@ -103,6 +106,11 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     finally:
         two.kill()
     return folder / "one", folder / "two"
+
+
+def test_every_process_leaves_its_group_before_it_ends(runs):
+    folder = runs[1].parent
+    assert [(folder / f"two-{rank}.left").read_text() for rank in (0, 1)] == ["True", "True"]
 
 
 def test_two_processes_train_as_one(runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,7 +32,10 @@ class Processes:
     def __init__(self, device: str | torch.device | None = None) -> None:
         wanted = checked_device(device)
         # Not Accelerator: its mixed precision is fixed for the life of the process.
+        joined = _in_group()
         state = PartialState(cpu=wanted.type == "cpu")
+        if _in_group() and not joined:
+            atexit.register(_leave_group)
         self.rank, self.world = int(state.process_index), int(state.num_processes)
         self.main = self.rank == 0
         alone = self.world == 1 and device is not None
@@ -79,3 +83,13 @@ class Processes:
         flat /= self.world
         for parameter, mean in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
             parameter.grad = mean.view_as(parameter)
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _leave_group() -> None:
+    # Threads of a group that is still there when Python ends have aborted a process whose work was done.
+    if _in_group():
+        dist.destroy_process_group()
