@@ -90,6 +90,6 @@ def _in_group() -> bool:
 
 
 def _leave_group() -> None:
-    # Threads of a group that is still there when Python ends have aborted a process whose work was done.
+    # As PyTorch asks: a group has threads of its own, which should not outlive Python.
     if _in_group():
         dist.destroy_process_group()
