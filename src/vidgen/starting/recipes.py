@@ -11,10 +11,10 @@ __all__ = ["classifier", "codec"]
 
 
 def codec() -> Recipe:
-    """The frame codec ``shapes/codec``: 64 x 64 pixels to 4 x 8 x 8 latents."""
+    """The frame codec ``shapes/codec``: 64 x 64 pixels to 16 x 8 x 8 latents."""
     return Recipe(
         strategy="frame_codec",
-        model=FrameCodecConfig(),
+        model=FrameCodecConfig(latent_channels=16),
         data=DataConfig(clip_length=1, size=64, videos=16384, objects=(1, 3)),
         training=TrainingConfig(
             steps=3000,
