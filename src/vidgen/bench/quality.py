@@ -106,7 +106,7 @@ def assess_generator(
     extractor.to(sampler.strategy.device)
     data = DataConfig(path="shapes", split="train", seed=1, hold_out=HOLD_OUT, videos=real)
     shown = _generate(sampler, prompt_set(prompts, HOLD_OUT, "trained"), seed)
-    metrics = ("avg_fid" if frames == 1 else "fvd", "prompt_accuracy", "position_spread")
+    metrics = ("avg_fid" if frames == 1 else "fvd", "prompt_accuracy", "constancy", "position_spread")
     if frames == 1:  # which compares equal counts
         data = DataConfig(path="shapes", split="train", seed=1, hold_out=HOLD_OUT, videos=prompts)
     scores = {
