@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["HUE_DEGREES", "LEAST_FRAMES", "SIZE_RATIO", "Constancy", "measure_constancy"]
+__all__ = ["DIFFERENT", "HUE_DEGREES", "LEAST_FRAMES", "SIZE_RATIO", "Constancy", "measure_constancy"]
 
 HUE_DEGREES = 5.0
 """How far the hue of a frame's object may be from the video's mean where the hue is kept."""
@@ -24,7 +24,9 @@ SIZE_RATIO = 1.1 / 0.9
 LEAST_FRAMES = 6
 """Frames of a longer video in which the object must be whole; in fewer nothing is measured."""
 
-_DIFFERENT = 0.25  # from the background, of 1: a pixel of the object or of its soft edge
+DIFFERENT = 0.25
+"""From the background, of 1: a pixel of the object or of its soft edge."""
+
 _INSIDE = 0.6  # of the largest difference: a pixel within the object, whose hue counts
 _OTHER_HUE = math.radians(20)
 _MIXED = 0.05  # share of a frame's pixels that may have another hue
@@ -78,7 +80,7 @@ def _measure(clip: Float[Tensor, "3 f h w"], least: int) -> tuple[float, float, 
     frames = (clip.transpose(0, 1) + 1) / 2
     background = frames.flatten(2).median(2).values[..., None, None]
     away = (frames - background).abs().amax(1)
-    object_ = away > _DIFFERENT
+    object_ = away > DIFFERENT
     border = object_[:, [0, -1]].any((1, 2)) | object_[:, :, [0, -1]].any((1, 2))
     whole = ~border & (object_.sum((1, 2)) >= _LEAST_PIXELS)
     if whole.sum() < least:
