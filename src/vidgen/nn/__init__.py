@@ -5,7 +5,7 @@ from vidgen.nn.checkpointing import checkpoint
 from vidgen.nn.inflation import Inflation, TemporalLayers, widen_input, widen_unet
 from vidgen.nn.processor import AttentionProcessor, use_attend
 from vidgen.nn.rearrange import over_space, over_time
-from vidgen.nn.temporal import TemporalAttention, TemporalConv
+from vidgen.nn.temporal import SpaceTimeAttention, TemporalAttention, TemporalConv
 from vidgen.nn.transformer import CrossAttention, SelfAttention, TransformerBlock
 from vidgen.nn.unet import build_unet
 
@@ -14,6 +14,7 @@ __all__ = [
     "CrossAttention",
     "Inflation",
     "SelfAttention",
+    "SpaceTimeAttention",
     "TemporalAttention",
     "TemporalConv",
     "TemporalLayers",
