@@ -22,7 +22,7 @@ __all__ = ["Kind", "Precision", "check_precision", "computes_bf16", "settle_prec
 logger = logging.getLogger("vidgen")
 
 Kind = Literal["no", "bf16", "fp16"]
-"""What a training runs in: ``"auto"`` is settled before."""
+"""What training runs in, once ``"auto"`` is settled."""
 
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14  # below it the gradients overflow whatever the scale
@@ -35,7 +35,7 @@ def computes_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # oneDNN has the kernels: without it even a CPU that knows bfloat16 is not asked.
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_knows_bf16()
 
@@ -111,7 +111,7 @@ class Precision:
         optimizers: their names.
     """
 
-    def __init__(self, kind: Kind, device: torch.device, optimizers: Iterable[str]) -> None:
+    def __init__(self, kind: str, device: torch.device, optimizers: Iterable[str]) -> None:
         self._dtype, self._device = _DTYPES[kind], device
         names = optimizers if kind == "fp16" else ()
         self._scalers = {name: torch.amp.GradScaler(device.type) for name in names}
