@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from toy import Toy, ToyConfig, toy
 from vidgen import checkpoint, info, plugins
 from vidgen import config as configs
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.nn import attention_backend, flop_counter
 from vidgen.plans import Call, Level, Plan, all_at_once, chunks
 from vidgen.recipe import Recipe
 from vidgen.strategy import Request
@@ -119,11 +119,16 @@ def test_vdm_counts_on_the_meta_device_what_it_counts_on_the_cpu():
     assert found["components"] == {k: {"parameters": n} for k, n in strategy.num_parameters().items()}
     sampler = Sampler(strategy)
     sampler.set_progress_bar_config(disable=True)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         sampler(seed=0, num_inference_steps=1, guidance_scale=1, output_type="latent")
-    counts = counter.get_flop_counts()
-    network = sum(counts["VideoUNet"].values()) if "VideoUNet" in counts else None
+    network = sum(counter.get_flop_counts()["VideoUNet"].values())
     assert network == 2e9 * found["gmacs_per_call"]
+    plan = strategy.plan(strategy.defaults.num_frames)
+    size = (strategy.defaults.height, strategy.defaults.width)
+    asked = request(strategy.defaults.num_frames, size)
+    for backend in ("sdpa", "math", "flash"):
+        with attention_backend(backend):
+            assert info.macs_per_call(strategy, plan, asked) == network / 2
 
 
 def test_exactly_the_documented_keys():

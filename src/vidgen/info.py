@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen import config as configs
 from vidgen import plugins
 from vidgen.conditioning import Conditioning
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, VidgenError
+from vidgen.nn import flop_counter
 from vidgen.plans import Call, Plan
 from vidgen.recipe import Recipe
 from vidgen.strategy import Canvas, Request, Strategy
@@ -82,7 +82,7 @@ def macs_per_call(strategy: Strategy, plan: Plan, request: Request) -> float:
 
     Matrix products, convolutions and attention count; one video, without guidance. What conditions a call
     (a text encoder) is not part of it. Times the calls and the solver's evaluations it is the cost of the
-    video. Works on any device, the meta device too.
+    video. It is the same on every device, the meta device too, and whichever attention backend is chosen.
     """
     kinds = Counter[Hashable]()
     examples: dict[Hashable, Call] = {}
@@ -110,7 +110,7 @@ def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float
         return denoise(start, t, cond)
 
     # The counter hooks what needs gradients, and fails on views of it that have none here.
-    with _without_gradients(strategy), FlopCounterMode(display=False) as counter:
+    with _without_gradients(strategy), flop_counter() as counter:
         strategy.answer(call, evaluate, start, cond)
     return float(counter.get_total_flops()) / 2  # PyTorch counts a multiplication and an addition as two
 

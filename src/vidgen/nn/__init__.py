@@ -2,6 +2,7 @@
 
 from vidgen.nn.attention import attend, attention_backend, available_backends, current_backend
 from vidgen.nn.checkpointing import checkpoint
+from vidgen.nn.counting import flop_counter
 from vidgen.nn.inflation import Inflation, TemporalLayers, widen_input, widen_unet
 from vidgen.nn.processor import AttentionProcessor, use_attend
 from vidgen.nn.rearrange import over_space, over_time
@@ -25,6 +26,7 @@ __all__ = [
     "build_unet",
     "checkpoint",
     "current_backend",
+    "flop_counter",
     "over_space",
     "over_time",
     "use_attend",

@@ -32,10 +32,11 @@ from vidgen import config as configs
 from vidgen.checkpoint import replaced_folder
 from vidgen.errors import CheckpointError, VidgenError
 from vidgen.recipe import Recipe
+from vidgen.training.precision import Kind
 from vidgen.training.state import load_state
 from vidgen.video.dataset import PROCEDURAL
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "begun_precision"]
 
 # Changing these leaves what is already trained as it is. With a learning-rate schedule that depends on the
 # number of steps, the rest follows the new one.
@@ -109,8 +110,7 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
-        found = [re.fullmatch(r"step-(\d+)", p.name) for p in (self.folder / "checkpoints").glob("step-*")]
-        return sorted(int(match[1]) for match in found if match)
+        return _steps(self.folder)
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint of ``step``."""
@@ -158,6 +158,20 @@ class RunFolder:
                 temporary = path.with_name(f".{path.name}.tmp")
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
                 temporary.replace(path)
+
+
+def begun_precision(folder: Path) -> Kind | None:
+    """Return the ``mixed_precision`` of the run in ``folder``, or None where nothing was trained yet."""
+    index = folder / "recipe.json"
+    if not _steps(folder) or not index.is_file():
+        return None
+    kept: Kind = configs.read_json(index)["training"].get("mixed_precision", "no")
+    return kept
+
+
+def _steps(folder: Path) -> list[int]:
+    found = [re.fullmatch(r"step-(\d+)", path.name) for path in (folder / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
 
 
 @contextmanager

@@ -18,15 +18,15 @@ from tqdm import tqdm
 from vidgen import checkpoint, plugins
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import batch_norm
-from vidgen.recipe import Recipe
+from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
 from vidgen.training.batches import StepSampler, batches, share_of
 from vidgen.training.descent import Descent
 from vidgen.training.latents import LatentCache
-from vidgen.training.precision import check_precision
+from vidgen.training.precision import computes_bf16, settle_precision
 from vidgen.training.processes import Processes
-from vidgen.training.run import RunFolder
+from vidgen.training.run import RunFolder, begun_precision
 from vidgen.training.running import Running, begin_stage, check_stage
 from vidgen.training.samples import Samples
 from vidgen.training.settings import check_training
@@ -88,18 +88,26 @@ class Trainer:
             strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
-        self.recipe = recipe
         self.processes = Processes(device)
-        check_precision(self.config.mixed_precision, self.processes.device)
         share_of(self.config.batch_size, self.processes.world)
-        self.strategy = strategy.to(self.processes.device)
         out = Path(out).expanduser()
+        self.config = self._settled(out)
+        self.recipe = replace(recipe, training=self.config)
+        self.strategy = strategy.to(self.processes.device)
         self._prepare(out, held_out)
-        self.folder = RunFolder(out, recipe, resume=resume)
+        self.folder = RunFolder(out, self.recipe, resume=resume)
         self.progress = progress and self.processes.main
         self._own_trackers, self._trackers = tuple(trackers), list[Tracker]()
         self._stop = False
         self._offset = 0  # global step at which the current stage began
+
+    def _settled(self, out: Path) -> TrainingConfig:
+        """Return the settings with one precision for every process, which the run's recipe keeps."""
+        asked, device = self.config.mixed_precision, self.processes.device
+        native = not self.processes.any(not computes_bf16(device))
+        return replace(
+            self.config, mixed_precision=settle_precision(asked, begun_precision(out), device, native=native)
+        )
 
     def _prepare(self, out: Path, held_out: ClipDataset | None) -> None:
         """Make what runs beside the training, and refuse now what would fail later."""

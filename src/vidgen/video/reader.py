@@ -17,7 +17,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import av
 import numpy as np
@@ -40,6 +40,11 @@ from vidgen.video.color import (
 from vidgen.video.index import FrameIndex, Keyframe, build_index
 
 __all__ = ["FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
+
+if TYPE_CHECKING:
+    _VideoPacket: TypeAlias = Packet[VideoStream]
+else:
+    _VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
 
 ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
 # A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
@@ -314,7 +319,7 @@ class VideoReader:
             "the file is damaged there, or the index is another file's."
         )
 
-    def _packets_from(self, key: int) -> Iterator[Packet[VideoStream]]:
+    def _packets_from(self, key: int) -> Iterator[_VideoPacket]:
         """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
         target = self.index.keyframes[key]
         back = 1
@@ -331,7 +336,7 @@ class VideoReader:
         self._container, self._stream = self._reopen()
         return self._container.demux(self._stream)
 
-    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[Packet[VideoStream]] | None:
+    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[_VideoPacket] | None:
         """Packets from a keyframe no later than ``target``; None if the seek overshot."""
         try:
             self._container.seek(timestamp, stream=self._stream, backward=True)
@@ -389,7 +394,7 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return best
 
 
-def _decode(packets: Iterator[Packet[VideoStream]], name: str) -> Iterator[VideoFrame]:
+def _decode(packets: Iterator[_VideoPacket], name: str) -> Iterator[VideoFrame]:
     try:
         for packet in packets:
             yield from packet.decode()

@@ -72,7 +72,7 @@ def shapes() -> Recipe:
             lr_schedule="cosine",
             warmup_steps=200,
             ema_decay=0.999,
-            mixed_precision="bf16",
+            mixed_precision="auto",
             cache_latents=True,
             checkpoint_every=500,
             log_every=50,
