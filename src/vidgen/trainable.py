@@ -201,6 +201,13 @@ class Trainable(ABC):
         del dataset
         return config
 
+    def adapt(self, dataset: ClipDataset) -> None:
+        """Make ready for other data what is trained already: for new words in captions, say.
+
+        Training that goes on from a given model begins with it. By default nothing changes.
+        """
+        del dataset
+
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of training, in order."""

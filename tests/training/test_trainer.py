@@ -16,6 +16,7 @@ from torch import nn
 from trainings import RECIPE, Noise, log, raw, trainer, weights
 
 from toy import Toy, ToyStage, toy
+from vidgen import checkpoint
 from vidgen.codecs import PixelCodec
 from vidgen.errors import (
     CheckpointError,
@@ -24,6 +25,7 @@ from vidgen.errors import (
     TrainingError,
     UnknownNameError,
 )
+from vidgen.strategies.vdm import VDM, VDMConfig
 from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.training import Trainer
 from vidgen.training.batches import StepSampler
@@ -533,3 +535,49 @@ def test_every_epoch_visits_every_clip_once_and_processes_share_the_batch():
     assert later == keys[24:]
     with pytest.raises(InvalidArgumentError, match="multiple of the 3"):
         StepSampler(5, 0, 4, range(1), 0, 3)
+
+
+def test_every_optimiser_has_its_own_loss_in_the_log(tmp_path, monkeypatch):
+    def optimizers(self):
+        weight, bias = self.strategy.parameters_of("network")
+        return (OptimizerGroup("critic", (bias,)), OptimizerGroup("generator", (weight,)))
+
+    losses = ToyStage.losses
+
+    def three(self, batch, step):
+        for name, factor in (("critic", 1), ("critic", 2), ("generator", 10)):
+            (loss,) = losses(self, batch, step)
+            yield Loss(name, factor * loss.value)
+
+    monkeypatch.setattr(ToyStage, "optimizers", optimizers)
+    monkeypatch.setattr(ToyStage, "losses", three)
+    settings = {"steps": 1, "micro_batch_size": 2, "learning_rate": 1e-12, "validation": 0.4}
+    trainer(tmp_path, validate_every=1, validation_batches=1, log_every=1, **settings).run()
+    (line,) = log(tmp_path)
+    for prefix in ("", "validation/"):
+        found = [line[f"{prefix}loss{name}"] for name in ("", "/critic", "/generator")]
+        assert found == pytest.approx([found[0], found[0] * 3 / 13, found[0] * 10 / 13], rel=1e-4)
+
+
+def test_a_given_strategy_learns_the_words_that_its_new_captions_have(tmp_path):
+    config = VDMConfig(
+        sample_frames=4,
+        sample_size=(16, 16),
+        words=("clip", "red"),
+        max_words=1,
+        widths=(16, 16),
+        head_dim=16,
+        context=1,
+    )
+    strategy = checkpoint.build(VDM, config)
+    state = torch.get_rng_state()
+    run = trainer(tmp_path, strategy, steps=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    words = ("0", "1", "2", "3", "4", "clip", "red")
+    assert (run.strategy.config.words, run.strategy.config.max_words) == (words, 2)
+    folder = run.run()
+    again = trainer(tmp_path, checkpoint.build(VDM, config), steps=1)  # the same words again
+    assert again.run() == folder
+    loaded = checkpoint.load_strategy(tmp_path, device="cpu")
+    assert loaded.config.words == tuple(loaded.text_encoder.config.words) == words
+    loaded.text_encoder.check(["clip 3", "red"])

@@ -35,7 +35,7 @@ from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open
 from vidgen.training.validation import Validation, hold_out
 from vidgen.video.dataset import PROCEDURAL, ClipDataset, DataConfig, open_dataset
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer", "resolve", "train"]
 
 logger = logging.getLogger("vidgen")
 
@@ -48,7 +48,8 @@ class Trainer:
         out: folder of the run; if it holds one of the same recipe, training goes on where that stands.
         dataset: the clips, if not those that ``recipe.data`` names.
         strategy: the strategy (or other trainable) to train, a pretrained one, say, instead of a fresh one;
-            the recipe's strategy and model are then its own.
+            the recipe's strategy and model are then its own. Words of the captions that it never learnt are
+            added to its vocabulary.
         trackers: objects that take the log's values, besides those that the recipe names.
         resume: False refuses a folder that already holds a run.
         progress: show a progress bar.
@@ -77,13 +78,14 @@ class Trainer:
         progress: bool = True,
         device: str | None = None,
     ) -> None:
-        check_training(recipe.training)
-        check_trackers(recipe.training.trackers)
         self.config = recipe.training
-        whole = open_dataset(recipe.data, progress=progress) if dataset is None else dataset
-        self._data = _data_record(recipe.data, dataset, len(whole))
-        self.dataset, held_out = hold_out(whole, self.config.validation)
+        self.dataset, held_out = _opened(recipe, dataset, progress)
+        count = len(self.dataset) + (0 if held_out is None else len(held_out))
+        self._data = _data_record(recipe.data, dataset, count)
         if strategy is not None:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(self.config.seed)
+                strategy.adapt(self.dataset)
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
         else:
             strategy_class = plugins.load_trainable(recipe.strategy)
@@ -336,6 +338,25 @@ class Trainer:
             yield
         finally:
             restore()
+
+
+def _opened(recipe: Recipe, own: ClipDataset | None, progress: bool) -> tuple[ClipDataset, ClipDataset | None]:
+    """Check the settings, and return the clips to train on and those to validate on."""
+    check_training(recipe.training)
+    check_trackers(recipe.training.trackers)
+    whole = open_dataset(recipe.data, progress=progress) if own is None else own
+    return hold_out(whole, recipe.training.validation)
+
+
+def resolve(recipe: Recipe, *, progress: bool = True) -> Recipe:
+    """Return ``recipe`` with what only its data tell, as a run keeps it; nothing is written.
+
+    Raises:
+        VideoError, UnknownNameError, MissingDependencyError, InvalidArgumentError: see ``Trainer``.
+    """
+    dataset, _ = _opened(recipe, None, progress)
+    strategy_class = plugins.load_trainable(recipe.strategy)
+    return replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
 
 
 def _data_record(config: DataConfig, own: ClipDataset | None, count: int) -> dict[str, Any]:
