@@ -14,6 +14,7 @@ __all__ = [
     "InvalidArgumentError",
     "MissingDependencyError",
     "PlanError",
+    "RunFolderError",
     "SchedulerError",
     "TrainingError",
     "UnknownNameError",
@@ -57,6 +58,10 @@ class VideoError(VidgenError, OSError):
 
 class CheckpointError(VidgenError):
     """A checkpoint folder is missing, incomplete, of a foreign format, or unsafe."""
+
+
+class RunFolderError(CheckpointError, InvalidArgumentError):
+    """A folder was given for a training run that it cannot be: it holds something else, or is in use."""
 
 
 class GenerationInterruptedError(VidgenError, RuntimeError):

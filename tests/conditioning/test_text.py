@@ -107,3 +107,31 @@ def test_is_a_text_encoder_that_learns(encoder: VocabularyEncoder) -> None:
     assert isinstance(encoder, TextEncoder)
     assert not encoder.frozen
     assert encoder.width == encoder.encode(["red"]).shape[2] == 16
+
+
+def test_new_words_leave_old_prompts_as_they_are(encoder: VocabularyEncoder, tmp_path: Path) -> None:
+    texts = ["a red circle", "", "blue square bounces"]
+    before, words = encoder.encode(texts), list(encoder.config.words)
+    encoder.requires_grad_(False)
+    assert encoder.grow(["A zebra, moves a-b!"], words=["red"]) == ["a-b", "zebra"]
+    assert encoder.config.words == sorted([*words, "zebra", "a-b"])
+    assert torch.equal(encoder.encode(texts), before)
+    assert not any(p.requires_grad for p in encoder.parameters())
+    new = encoder.encode(["zebra", "a-b"])
+    assert not torch.allclose(new[0], new[1], atol=1e-3)
+    encoder.save_pretrained(tmp_path)
+    loaded = VocabularyEncoder.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.encode(["zebra moves"]), encoder.encode(["zebra moves"]))
+    assert encoder.grow(texts) == []
+
+
+def test_longer_prompts_are_read_after_growing(encoder: VocabularyEncoder) -> None:
+    long = "a red square moves left a blue square"
+    with pytest.raises(InvalidArgumentError, match="reads up to 6"):
+        encoder.check([long])
+    head = encoder.position[:7].clone()
+    assert encoder.grow([long]) == []
+    assert encoder.encode([long]).shape == (1, 9, 16)
+    assert torch.equal(encoder.position[:7], head)
+    encoder.grow(max_words=3)  # never less
+    assert encoder.config.max_words == 8

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import vidgen
 from vidgen import config as configs
-from vidgen.errors import CheckpointError
-from vidgen.trainable import Trainable
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.trainable import Trainable, TrainingRecord
 
-__all__ = ["FORMAT", "INDEX", "read_index", "write_index"]
+__all__ = ["FORMAT", "INDEX", "read_index", "training_record", "write_index"]
+
+_logger = logging.getLogger(__name__)
 
 FORMAT = 1
 INDEX = "vidgen.json"
@@ -33,7 +36,21 @@ def write_index(strategy: Trainable, folder: Path) -> None:
         "config": configs.to_dict(strategy.config),
         "components": {name: type(module).__name__ for name, module in strategy.modules.items()},
     }
+    if strategy.training_record is not None:
+        index["training"] = configs.to_dict(strategy.training_record)
     configs.write_json(folder / INDEX, index)
+
+
+def training_record(index: Mapping[str, Any], folder: Path) -> TrainingRecord | None:
+    """Return what the description of the checkpoint in ``folder`` says of its training, if it does."""
+    if "training" not in index:
+        return None
+    try:
+        record = configs.from_dict(TrainingRecord, index["training"])
+    except (AttributeError, TypeError, InvalidArgumentError, UnknownNameError) as error:
+        _logger.warning("%s: what it says of its training cannot be read (%s)", folder, error)
+        return None
+    return record
 
 
 def read_index(folder: Path) -> dict[str, Any]:

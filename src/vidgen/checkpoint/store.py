@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from vidgen import config as configs
 from vidgen import plugins
 from vidgen.checkpoint.folder import readable, replaced_folder, settled, writable
-from vidgen.checkpoint.index import INDEX, read_index, write_index
+from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
 from vidgen.checkpoint.source import locate
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, UnknownNameError
@@ -26,6 +27,7 @@ from vidgen.weights import WEIGHTS, load_weights, read_tensors
 __all__ = ["build", "load_strategy", "save_strategy"]
 
 _T = TypeVar("_T", bound=Trainable)
+_logger = logging.getLogger(__name__)
 
 _SCHEDULER = "scheduler"
 
@@ -115,6 +117,13 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
         strategy.scheduler = scheduler
     for module in modules.values():
         module.eval()
+    strategy.training_record = record = training_record(index, folder)
+    if record is not None and not record.finished:
+        _logger.warning(
+            "the training of %s is %s. What it generates may be noise; start the training again to go on.",
+            folder,
+            record,
+        )
     return strategy
 
 

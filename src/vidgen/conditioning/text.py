@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -62,6 +63,16 @@ class VocabularyEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[m
         """Features ``d`` of a token."""
         return self.embedding.embedding_dim
 
+    @property
+    def words(self) -> list[str]:
+        """The vocabulary."""
+        return list(self._index)
+
+    @property
+    def max_words(self) -> int:
+        """The longest prompt in words."""
+        return len(self.position) - 1
+
     def forward(self, ids: Int[Tensor, "b n"]) -> Tokens:
         """Embeddings of token numbers from ``tokenize``."""
         tokens = self.embedding(ids) + self.position
@@ -102,6 +113,41 @@ class VocabularyEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[m
                     f"the prompt {text!r} has {len(words)} words; this encoder reads up to "
                     f"{length}. Shorten it, or train an encoder with a larger max_words."
                 )
+
+    def grow(self, texts: Iterable[str] = (), *, words: Iterable[str] = (), max_words: int = 0) -> list[str]:
+        """Learn to read more, in place, and return the new words; what it reads already stays as it is.
+
+        New words get fresh embeddings, still to be trained. Only a longer ``max_words`` changes old prompts: it
+        adds padding, which is attended to.
+
+        Args:
+            texts: prompts to be read from now on.
+            words: further words.
+            max_words: at least so many words must a prompt be able to have.
+        """
+        split = [split_words(text) for text in texts]
+        old, longest = self.words, max([self.max_words, max_words, *map(len, split)])
+        new = sorted({*words, *(word for found in split for word in found)} - {*old})
+        if new or longest > self.max_words:
+            self._become({"words": sorted([*old, *new]), "max_words": longest})
+        return new
+
+    def _become(self, changes: dict[str, Any]) -> None:
+        """Take the layout of an encoder with ``changes``, with one's own weights wherever there are any."""
+        config: Any = self.config
+        own = {name: value for name, value in config.items() if not name.startswith("_")}
+        fresh = type(self)(**{**own, **changes})
+        # diffusers' own warns of fp32 modules even where it has none
+        nn.Module.to(fresh, self.position.device, self.position.dtype)
+        kept = [fresh._index[word] for word in self._index]
+        with torch.no_grad():
+            fresh.embedding.weight[:_SPECIAL] = self.embedding.weight[:_SPECIAL]
+            fresh.embedding.weight[kept] = self.embedding.weight[_SPECIAL:]
+            fresh.position[: len(self.position)] = self.position
+        fresh.requires_grad_(self.position.requires_grad)
+        self.embedding, self.position, self._index = fresh.embedding, fresh.position, fresh._index
+        register: Any = self.register_to_config
+        register(**changes)
 
     def _refuse_unknown(self, prompts: Iterable[Sequence[str]]) -> None:
         unknown = {word for words in prompts for word in words if word not in self._index}
