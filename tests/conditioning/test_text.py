@@ -36,7 +36,7 @@ def test_case_and_punctuation_do_not_matter(encoder: VocabularyEncoder) -> None:
 def test_embedding_does_not_depend_on_the_batch(encoder: VocabularyEncoder) -> None:
     alone = encoder.encode(["a red circle"])
     among = encoder.encode(["a blue square bounces left", "a red circle", ""])
-    assert torch.allclose(alone[0], among[1], atol=1e-6)
+    assert torch.allclose(alone[0], among[1], atol=1e-5)
     assert alone.shape == (1, 7, 16)
 
 
@@ -89,7 +89,7 @@ def test_saves_and_loads_with_its_words(encoder: VocabularyEncoder, tmp_path: Pa
     loaded = VocabularyEncoder.from_pretrained(tmp_path, use_safetensors=True)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
-    assert torch.allclose(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), atol=1e-6)
+    assert torch.allclose(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), atol=1e-5)
 
 
 def test_check_refuses_what_encode_refuses_without_running_the_network(

@@ -83,7 +83,7 @@ def test_a_frame_is_normalised_without_the_other_frames() -> None:
     """Far frames change nothing, and a call of another length gives the same inner frames."""
     module, clip = layer(TemporalConv), frames()[:F]
     whole, part = module(clip, F), module(clip[:5], 5)
-    assert torch.allclose(whole[:3], part[:3], atol=1e-6)
+    assert torch.allclose(whole[:3], part[:3], atol=1e-5)
 
 
 def test_attention_over_time_sees_the_order_of_frames() -> None:
@@ -96,7 +96,7 @@ def test_attention_over_time_sees_the_order_of_frames() -> None:
 def test_clips_of_a_batch_do_not_see_each_other(kind: type[nn.Module]) -> None:
     module = layer(kind)
     alone = torch.cat([module(frames()[:F], F), module(frames()[F:], F)])
-    assert torch.allclose(module(frames(), F), alone, atol=1e-6)
+    assert torch.allclose(module(frames(), F), alone, atol=1e-5)
 
 
 def test_attention_over_many_pixels_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_attention_over_many_pixels_is_split(monkeypatch: pytest.MonkeyPatch) ->
     whole = module(frames(), F)
     monkeypatch.setattr(attention, "_MOST_SEQUENCES", 5)
     with Kernels() as kernels, attention_backend("flash"):
-        assert torch.allclose(module(frames(), F), whole, atol=1e-6)
+        assert torch.allclose(module(frames(), F), whole, atol=1e-5)
     assert kernels.flash == 3  # 12 sequences as 5, 5, 2
 
 

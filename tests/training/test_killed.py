@@ -45,7 +45,7 @@ def fork(target: Callable[..., None], *arguments) -> multiprocessing.process.Bas
 def finish(out: Path) -> float:
     """Let a process train to the end and return the seconds it took."""
     began, process = time.monotonic(), fork(train, out)
-    process.join(300)
+    process.join(600)
     assert process.exitcode == 0
     return time.monotonic() - began
 
@@ -165,7 +165,7 @@ def half(place: Path | run_module.RunFolder, line: object = None, **_: object) -
 def test_killed_at_a_bad_moment(tmp_path, whole, place):
     for _ in range(2):  # the second in a run that was resumed
         process = fork(train_to, tmp_path / "run", place)
-        process.join(300)
+        process.join(600)
         assert process.exitcode == -signal.SIGKILL
         assert_complete(tmp_path / "run", whole[0])
     finish(tmp_path / "run")

@@ -73,7 +73,8 @@ def _booleans(mask: Any, what: str) -> Tensor:
     if isinstance(mask, Image.Image):
         return torch.from_numpy(np.array(mask.convert("L")) >= 128)
     if isinstance(mask, Tensor | np.ndarray | np.generic | bool | int | float):
-        return _thresholded(torch.as_tensor(mask), what)
+        # PyTorch reads NumPy's scalars as indices, which its booleans are no longer.
+        return _thresholded(torch.as_tensor(np.asarray(mask) if isinstance(mask, np.generic) else mask), what)
     if isinstance(mask, Sequence) and not isinstance(mask, str | bytes):
         parts = [_booleans(part, f"entry {i} of {what}") for i, part in enumerate(mask)]
         shapes = {tuple(part.shape) for part in parts}
