@@ -60,6 +60,7 @@ def describe(
         InvalidArgumentError: a value that does not fit, or more or fewer frames than the codec can hold.
         VidgenError: the strategy reads the values of tensors where it may only use their shapes.
     """
+    _check_frames(num_frames)
     resolved = configs.override(plugins.load_recipe(strategy, recipe), assignments)
     built = _on_meta(resolved)
     return {
@@ -89,6 +90,7 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
         CheckpointError: there is no checkpoint, or it cannot be read.
         InvalidArgumentError: more or fewer frames than the codec can hold.
     """
+    _check_frames(num_frames)
     folder = checkpoint.locate(source)
     index = read_index(folder)
     record = training_record(index, folder)
@@ -147,10 +149,13 @@ def _prompts(encoder: TextEncoder | None) -> dict[str, Any] | None:
     return {"kind": "text"}
 
 
-def _cost(strategy: Strategy, num_frames: int | None) -> dict[str, Any]:
-    """Return what the plan of a video is, and what a call costs, of a strategy on the meta device."""
+def _check_frames(num_frames: int | None) -> None:
     if num_frames is not None and num_frames < 1:
         raise InvalidArgumentError(f"num_frames is {num_frames}; expected 1 or more.")
+
+
+def _cost(strategy: Strategy, num_frames: int | None) -> dict[str, Any]:
+    """Return what the plan of a video is, and what a call costs, of a strategy on the meta device."""
     request = _request(strategy, num_frames)
     plan = strategy.plan(strategy.codec.latent_frames(request.num_frames))
     return {

@@ -203,6 +203,19 @@ def test_words_beside_those_of_the_model_are_learnt_besides(tmp_path):
     assert UNetConfig(pretrained=str(tmp_path)).has_prompts  # before any data was seen
 
 
+@pytest.mark.parametrize("field", ["pretrained", "codec"])
+def test_what_is_not_finished_is_said_where_training_starts_from_it(tmp_path, caplog, field):
+    model = tmp_path / "checkpoints" / "step-00000005" / "model"
+    save_unet(model)
+    save_vae(model, "codec" if field == "codec" else "vae")
+    data = _Captions("red circle")
+    for record in ({}, {"training": {"finished": True}}, {"training": 3}, {"training": {"finished": False}}):
+        assert not caplog.records
+        (model / "vidgen.json").write_text(json.dumps(record))
+        UNetConfig(**{field: str(tmp_path)}).fitted(data)
+    assert f"the training of {tmp_path}, which this one starts from, is not finished" in caplog.text
+
+
 def test_a_training_run_is_its_newest_checkpoint(tmp_path):
     for step in (5, 12):
         save_words(tmp_path / "checkpoints" / f"step-{step:08d}" / "model", max_words=step)

@@ -116,9 +116,11 @@ def test_killed_ten_times_at_random_moments(tmp_path, whole):
 
 
 PLACES = {
-    "before the index": (run_module.configs, "write_json", "before", 1),
-    "before the index has its name": (Path, "replace", "before", 1),
-    "before the state or the cut log has its name": (Path, "replace", "before", 2),
+    "before it says who holds the folder": (run_module.configs, "write_json", "before", 1),
+    "before that has its name": (Path, "replace", "before", 1),
+    "before the index": (run_module.configs, "write_json", "before", 2),
+    "before the index has its name": (Path, "replace", "before", 2),
+    "before the state or the cut log has its name": (Path, "replace", "before", 4),
     "before the model": (trainer_module.checkpoint, "save_strategy", "before", 4),
     "between model and state": (trainer_module, "save_state", "before", 4),
     "before the checkpoint appears": (trainer_module, "save_state", "after", 4),

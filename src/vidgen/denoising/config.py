@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from diffusers import DDIMScheduler
 
+from vidgen import config as configs
 from vidgen.codecs import Codec, PixelCodec, is_layout, load_codec, measure
 from vidgen.conditioning import (
     ClassEncoder,
@@ -24,6 +27,7 @@ from vidgen.denoising.image_model import ImageModel
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import Independent, NoisePrior
 from vidgen.video.dataset import ClipDataset
+from vidgen.weights import newest_model
 
 __all__ = ["ClipConfig"]
 
@@ -139,6 +143,8 @@ class ClipConfig:
 
     def fitted(self: _Config, dataset: ClipDataset) -> _Config:
         """Return the settings completed by what only the data tell; what is set stays, but for sizes."""
+        for source in {self.codec, self.pretrained} - {None}:
+            _warn_of_unfinished(str(source))
         sample = dataset[0]
         _, frames, height, width = sample.clip.shape
         found: dict[str, Any] = {"sample_frames": frames, "sample_size": (height, width)}
@@ -240,6 +246,19 @@ class ClipConfig:
             clip_sample=False,  # latents of unit variance leave [-1, 1]
         )
         return DDIMScheduler.from_config(own.config, **process)
+
+
+def _warn_of_unfinished(source: str) -> None:
+    """Say if what a training starts from is a checkpoint whose own training is not finished."""
+    folder = newest_model(Path(source).expanduser())
+    with suppress(OSError, ValueError):  # no checkpoint of ours: who loads it says what is wrong
+        record = configs.read_json(folder / "vidgen.json").get("training")
+        if isinstance(record, dict) and record.get("finished") is False:
+            logger.warning(
+                "the training of %s, which this one starts from, is not finished: start it again first, or go "
+                "on with what it has learnt so far",
+                source,
+            )
 
 
 def _longest(texts: Iterable[str]) -> int:
