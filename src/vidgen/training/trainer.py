@@ -84,6 +84,7 @@ class Trainer:
         self.dataset, held_out = hold_out(whole, self.config.validation)
         if strategy is not None:
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
+            checkpoint.complete(strategy, seed=self.config.seed)
         else:
             strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
