@@ -335,7 +335,7 @@ def test_the_medium_codec_costs_what_it_says():
     with torch.device("meta"):
         task = FrameCodecTask.create(recipe.model).codec.vae.requires_grad_(False)
         frames = torch.zeros(1, 3, 256, 256)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         latents = task.encode(frames).latent_dist.mean
         task.decode(latents)
     assert latents.shape == (1, 4, 64, 64)

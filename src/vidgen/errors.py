@@ -20,7 +20,14 @@ __all__ = [
     "UnknownNameError",
     "VideoError",
     "VidgenError",
+    "shown",
 ]
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return ``repr(value)`` for a message, cut where a stranger's file made it endless."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class VidgenError(Exception):

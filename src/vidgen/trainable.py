@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vidgen.components import Reference
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoiseKey, NoisePrior
 from vidgen.video.dataset import ClipBatch, ClipDataset
@@ -166,8 +167,9 @@ class Trainable(ABC):
 
     Args:
         config: an instance of the class's ``Config``.
-        modules: trained and frozen networks by component name, one for each of ``component_types``; each
-            is a diffusers ``ModelMixin``, or saves and loads by itself as one does.
+        modules: trained and frozen networks by component name, one for each of ``component_types`` (those
+            of ``training_only`` may be missing); each is a diffusers ``ModelMixin``, or saves and loads by
+            itself as one does.
 
     Raises:
         InvalidArgumentError: a component is missing or of another class.
@@ -179,9 +181,14 @@ class Trainable(ABC):
     """The classes that each component may have; a checkpoint names one of them."""
     training_record: TrainingRecord | None = None
     """How it was trained, where that is known: the trainer sets it, checkpoints keep it."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Components that only training needs, such as a discriminator: what is shared may leave them out, and
+    ``fresh`` makes them where training begins again."""
 
     def __init__(self, config: Any, modules: Mapping[str, nn.Module]) -> None:
         for component, kinds in self.component_types.items():
+            if component in self.training_only and component not in modules:
+                continue
             if not isinstance(modules.get(component), kinds):
                 raise InvalidArgumentError(
                     f"{self.name!r} was given {type(modules.get(component)).__name__} as its "
@@ -189,6 +196,12 @@ class Trainable(ABC):
                 )
         self.config = config
         self.modules = dict(modules)
+        self.references: dict[str, Reference] = {}
+        """Where components came from that the checkpoint does not hold itself; filled in when it is loaded."""
+
+    def fresh(self, component: str) -> nn.Module:
+        """Return an untrained network for one of ``training_only``, as ``create`` would make it."""
+        raise NotImplementedError(f"{type(self).__name__} makes no {component!r}; override fresh().")
 
     @classmethod
     @abstractmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 
+from hub_server import HubServer
 from vidgen import checkpoint
 from vidgen.strategies.vdm import VDM, VDMConfig
 
@@ -59,3 +61,24 @@ def same():
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
     return compare
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty cache, and no network."""
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(offline, monkeypatch):
+    """A hub on this machine, which every request goes to."""
+    with HubServer() as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(hub_constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server

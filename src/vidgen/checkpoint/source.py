@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 from vidgen import plugins
-from vidgen.checkpoint import hub
 from vidgen.checkpoint.folder import settled
-from vidgen.checkpoint.index import INDEX
+from vidgen.components import INDEX, hub
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.weights import newest_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,15 @@ class Sampler:
         self.strategy.to(device, dtype)
         return self
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the strategy to ``folder``; ``vidgen.load`` reads it."""
-        return checkpoint.save_strategy(self.strategy, folder)
+    def save_pretrained(self, folder: str | Path, *, whole: bool = True) -> Path:
+        """Write the strategy to ``folder``; ``vidgen.load`` reads it.
+
+        Args:
+            folder: made if need be.
+            whole: write every component; False refers to the checkpoints that it started from for what is
+                unchanged, and leaves out what only training needs. See ``checkpoint.save_strategy``.
+        """
+        return checkpoint.save_strategy(self.strategy, folder, whole=whole)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **arguments: Any) -> Sampler:
@@ -310,6 +316,7 @@ def load(
     device: Any = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    repositories: Collection[str] = (),
     **components: Any,
 ) -> Sampler:
     """Load a sampler from wherever a checkpoint is.
@@ -320,6 +327,7 @@ def load(
         device: None is CUDA where present, else the CPU.
         dtype: cast the weights; None keeps float32.
         revision: branch, tag or commit of a hub id.
+        repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded.
         **components: modules that stand in for those of the checkpoint, by component name.
 
     Raises:
@@ -327,4 +335,5 @@ def load(
         InvalidArgumentError, UnknownNameError: a component does not fit, or the strategy has no such one.
     """
     options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    options["repositories"] = repositories
     return Sampler(checkpoint.load_strategy(source, **options, **components))

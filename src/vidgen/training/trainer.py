@@ -87,6 +87,7 @@ class Trainer:
                 torch.manual_seed(self.config.seed)
                 strategy.adapt(self.dataset)
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
+            checkpoint.complete(strategy, seed=self.config.seed)
         else:
             strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
