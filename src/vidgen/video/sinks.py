@@ -155,7 +155,7 @@ class ContainerSink(Sink):
             flags["movflags"] = "faststart"
         self._reformatter = VideoReformatter()
         self._count = 0
-        self._container = av.open(str(path), "w", format=container_format, options=flags)
+        self._container = av.open(f"file:{path}", "w", format=container_format, options=flags)
         self._container.metadata["comment"] = comment
         self._stream = self._add_stream(encoder, fps, _merged(chosen, coding.options))
 
@@ -231,7 +231,7 @@ class GifSink(Sink):
         self._path, self._fps, self._comment = path, fps, comment
         self._graph = av.filter.Graph()
         self._count = 0
-        self._container = av.open(str(path), "w", format="gif")
+        self._container = av.open(f"file:{path}", "w", format="gif")
         self._stream = self._container.add_stream("gif", rate=fps)
         self._stream.pix_fmt = "pal8"
 
