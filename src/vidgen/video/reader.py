@@ -10,10 +10,12 @@ of unequal sides not stretched.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +25,12 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video.checks import check_name
 from vidgen.video.color import (
     ColorInfo,
     FrameConverter,
@@ -37,15 +39,22 @@ from vidgen.video.color import (
     color_of,
     orientation_of,
 )
+from vidgen.video.decoding import Damage, count_frames, decode, open_video, stamp
 from vidgen.video.index import FrameIndex, Keyframe, build_index
 
-__all__ = ["FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
+__all__ = ["Damaged", "FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
 
+<<<<<<< HEAD
 if TYPE_CHECKING:
     _VideoPacket: TypeAlias = Packet[VideoStream]
 else:
     _VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
 
+=======
+logger = logging.getLogger("vidgen.video")
+
+Damaged = Literal["error", "skip"]
+>>>>>>> w/video
 ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
 # A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
 _DECODE_ON = 8
@@ -97,12 +106,14 @@ def probe(path: str | os.PathLike[str], *, exact: bool = True) -> VideoInfo:
     if exact:
         with VideoReader(path) as reader:
             return reader.info
-    container, stream = _open(Path(path))
+    container, stream = open_video(Path(path))
     with container:
         size = stream.codec_context.width, stream.codec_context.height
-        frame = next(_decode(container.demux(stream), str(path)), None)
+        damage = Damage()
+        frame = next(decode(container.demux(stream), None, damage), None)
         if frame is None:
-            raise VideoError(f"{path}: the video stream has zero frames.")
+            reason = f" that can be decoded ({damage.reason})" if damage.reason else ""
+            raise VideoError(f"{path}: the video stream has zero frames{reason}.")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         duration = _header_duration(container, stream)
         count = stream.frames or max(round(duration * rate), 1)
@@ -126,6 +137,8 @@ class VideoReader:
             core) for long runs of large frames.
         thread_type: ``"SLICE"`` starts at once; ``"FRAME"`` is faster over many frames and decodes
             ahead by one frame per thread; ``"AUTO"`` allows both; ``"NONE"`` neither.
+        damaged: ``"error"`` refuses frames that are damaged; ``"skip"`` shows the last good frame
+            before them instead (or the first good one), says so once, and counts in ``skipped``.
 
     Raises:
         VideoError: the file is missing, is no video, or is broken.
@@ -142,11 +155,17 @@ class VideoReader:
         accurate: bool = False,
         threads: int = 1,
         thread_type: ThreadType = "AUTO",
+        damaged: Damaged = "error",
     ) -> None:
         if threads < 0:
             raise InvalidArgumentError(f"threads={threads} is negative; 0 means one per core.")
         if thread_type not in get_args(ThreadType):
             raise UnknownNameError("thread type", str(thread_type), get_args(ThreadType))
+        check_name("way to treat damaged frames", damaged, get_args(Damaged))
+        self.damaged = damaged
+        self.skipped: set[int] = set()
+        """Numbers of the damaged frames that were met so far and skipped."""
+        self._damage = Damage()
         self.path = Path(path)
         self._converter = FrameConverter(size, resample, accurate)
         self._threads, self._thread_type = threads, thread_type
@@ -160,8 +179,8 @@ class VideoReader:
             index = self._build_index()
         self.index = index
 
-    def _reopen(self) -> tuple[InputContainer, VideoStream]:
-        container, stream = _open(self.path)
+    def _reopen(self, strict: bool = True) -> tuple[InputContainer, VideoStream]:
+        container, stream = open_video(self.path, strict)
         stream.thread_count, stream.thread_type = self._threads, self._thread_type
         # The header's size, so that a stream that changes size half-way gives frames of one size.
         self._coded = (stream.codec_context.width, stream.codec_context.height)
@@ -170,7 +189,7 @@ class VideoReader:
 
     def _build_index(self) -> FrameIndex:
         try:
-            return build_index(self._container, self._stream, str(self.path))
+            return build_index(self._container, self._stream, str(self.path), partial(count_frames, self.path))
         except BaseException:
             self._container.close()
             raise
@@ -294,17 +313,71 @@ class VideoReader:
             raise VideoError(f"{self.path}: cannot convert to RGB: {error.strerror}.") from error
 
     def _decoded(self, number: int) -> VideoFrame:
-        """Frame ``number``, decoded, from the running decoder or after a seek."""
+        """Frame ``number``, or the good one that stands for it where damage is skipped."""
+        try:
+            return self._good(number)
+        except VideoError as error:
+            if self._closed or self.damaged == "error":
+                raise
+            return self._instead(number, error)
+
+    def _instead(self, number: int, error: VideoError) -> VideoFrame:
+        """The last good frame before ``number``, or else the first after it; counts the skip."""
+        if not self.skipped:
+            logger.warning("%s Damaged frames are skipped: the one before is shown.", error)
+        self.skipped.add(number)
+        for other in (*range(number - 1, -1, -1), *range(number + 1, len(self.index))):
+            if other in self.skipped:
+                continue
+            try:
+                return self._good(other)
+            except VideoError:
+                self.skipped.add(other)
+        raise error
+
+    def _good(self, number: int) -> VideoFrame:
+        """Frame ``number``, decoded, from the running decoder or after a seek.
+
+        What it gives does not depend on what was read before: each start has its own account of
+        damage, and the frames are good by one start or by none.
+        """
         if self._closed:
             raise VideoError(f"{self.path}: the reader is closed; open a new one to read again.")
         key = self.index.keyframe_before(number)
-        key_pts = self.index.keyframes[key][0]
-        ahead = self.index.frame_at(key_pts) > self._next + _DECODE_ON
-        frames = self._frames
-        if frames is None or number < self._next or ahead:
-            frames = _decode(self._packets_from(key), str(self.path))
-            if self.index.counted:
-                frames = _stamp(frames, self.index.pts)
+        ahead = self.index.frame_at(self.index.keyframes[key][0]) > self._next + _DECODE_ON
+        if self._frames is not None and number >= self._next and not ahead and self._damage.first is None:
+            found = self._advance(self._frames, number)
+            if found is not None:
+                return found
+        # A stream may build on more than its last keyframe, whatever its flags say; hence more starts.
+        starts = [key, key - 1] if key > 0 and not self.index.sequential else []
+        for start in [*starts, None]:
+            frames = self._start(start)
+            found = None if frames is None else self._advance(frames, number)
+            if found is not None:
+                return found
+        if self._damage.early:
+            # A file that was cut in a group of pictures: later frames still name those that are missing.
+            found = self._advance(self._from_file_start(strict=False), number)
+            if found is not None:
+                return found
+        if self._damage.reason and self._stream.thread_count != 1:
+            # With threads the decoder may tell of damage a few frames late.
+            self._threads, self._frames = 1, None
+            self._container.close()
+            self._container, self._stream = self._reopen()
+            return self._good(number)
+        why = (
+            f"the file is damaged there ({self._damage.reason})"
+            if self._damage.reason
+            else ("the file is damaged there, or the index is another file's")
+        )
+        raise VideoError(
+            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: {why}."
+        )
+
+    def _advance(self, frames: Iterator[VideoFrame], number: int) -> VideoFrame | None:
+        """Decode on to frame ``number``; None if the decoder gives none that is good."""
         self._frames = None  # if anything goes wrong below, the next read seeks anew
         wanted = self.index.pts[number]
         for frame in frames:
@@ -314,27 +387,45 @@ class VideoReader:
                 break
             self._frames, self._next = frames, number + 1
             return frame
-        raise VideoError(
-            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: "
-            "the file is damaged there, or the index is another file's."
-        )
+        return None
 
+<<<<<<< HEAD
     def _packets_from(self, key: int) -> Iterator[_VideoPacket]:
+=======
+    def _start(self, key: int | None) -> Iterator[VideoFrame] | None:
+        """Frames from keyframe ``key`` on, None if it is no place to start; all frames for no key."""
+        if key is None:
+            return self._from_file_start()
+        self._damage, self._frames = Damage(), None
+        first = self.index.keyframes[key][0]
+        found = self._packets_from(key)
+        if found is None:
+            return None
+        frames = decode(found, first, self._damage)
+        frame = next(frames, None)
+        # Flags of keyframes may lie: only a picture at the right time that the decoder calls one counts.
+        if frame is None or frame.pts != first or not frame.key_frame:
+            return None
+        return chain([frame], frames)
+
+    def _from_file_start(self, strict: bool = True) -> Iterator[VideoFrame]:
+        self._damage, self._frames = Damage(), None
+        self._container.close()
+        self._container, self._stream = self._reopen(strict)
+        packets = self._container.demux(self._stream)
+        if self.index.counted:
+            return stamp(decode(packets, None, self._damage), self.index.pts)
+        return decode(packets, self.index.keyframes[0][0], self._damage)
+
+    def _packets_from(self, key: int) -> Iterator[Packet[VideoStream]] | None:
+>>>>>>> w/video
         """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
         target = self.index.keyframes[key]
-        back = 1
-        while not self.index.counted:
-            for timestamp in self.index.keyframes[key]:
-                packets = self._seek(timestamp, target)
-                if packets is not None:
-                    return packets
-            if key == 0:
-                break
-            key, back = max(key - back, 0), back * 2
-        # Formats without a usable seek, or frames that have to be counted: from the start of the file.
-        self._container.close()
-        self._container, self._stream = self._reopen()
-        return self._container.demux(self._stream)
+        for timestamp in target:
+            packets = self._seek(timestamp, target)
+            if packets is not None:
+                return packets
+        return None
 
     def _seek(self, timestamp: int, target: Keyframe) -> Iterator[_VideoPacket] | None:
         """Packets from a keyframe no later than ``target``; None if the seek overshot."""
@@ -349,6 +440,7 @@ class VideoReader:
         return None
 
 
+<<<<<<< HEAD
 def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     """Open ``path`` and choose its video stream, or say what is wrong with it."""
     if path.is_dir():
@@ -409,6 +501,8 @@ def _stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFr
         yield frame
 
 
+=======
+>>>>>>> w/video
 def _header_duration(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)

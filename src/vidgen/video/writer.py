@@ -250,7 +250,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise VideoError(f"{path}: no such file.")
     try:
-        with av.open(os.fspath(path), "r", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", "r", metadata_errors="replace") as container:
             if container.format.name == "gif":
                 next(container.decode(video=0), None)  # comments are found on the way
             tags = {key.lower(): value for key, value in container.metadata.items()}
