@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import av
 from av.container import InputContainer
@@ -19,7 +20,12 @@ from av.video.stream import VideoStream
 
 from vidgen.errors import VideoError
 
-__all__ = ["Damage", "count_frames", "decode", "open_video", "stamp"]
+__all__ = ["Damage", "VideoPacket", "count_frames", "decode", "open_video", "stamp"]
+
+if TYPE_CHECKING:
+    VideoPacket: TypeAlias = Packet[VideoStream]
+else:
+    VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
 
 
 class Damage:
@@ -42,7 +48,7 @@ class Damage:
             self.first, self.reason = packet, reason
 
 
-def decode(packets: Iterator[Packet[VideoStream]], start: int | None, damage: Damage) -> Iterator[VideoFrame]:
+def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) -> Iterator[VideoFrame]:
     """Decode ``packets``, and give the frames that are good; what is not is noted in ``damage``.
 
     Frames shown before ``start`` follow the keyframe there in the file, but are built on what came
@@ -84,7 +90,7 @@ def stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFra
 def count_frames(path: Path) -> Iterator[int | None]:
     """Decode all of ``path``, and give the number of the packet of each frame, in the order shown."""
 
-    def numbered(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    def numbered(packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
         number = 0
         for packet in packets:
             if packet.size:  # decoders hand the timestamp on to the frame
@@ -97,7 +103,7 @@ def count_frames(path: Path) -> Iterator[int | None]:
             yield frame.pts
 
 
-def _readable(packets: Iterator[Packet[VideoStream]], damage: Damage) -> Iterator[Packet[VideoStream]]:
+def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoPacket]:
     """Give the packets that hold something, and the one that ends the stream."""
     order = 0
     while True:

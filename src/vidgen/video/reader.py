@@ -19,12 +19,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
@@ -39,22 +38,14 @@ from vidgen.video.color import (
     color_of,
     orientation_of,
 )
-from vidgen.video.decoding import Damage, count_frames, decode, open_video, stamp
+from vidgen.video.decoding import Damage, VideoPacket, count_frames, decode, open_video, stamp
 from vidgen.video.index import FrameIndex, Keyframe, build_index
 
 __all__ = ["Damaged", "FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
 
-<<<<<<< HEAD
-if TYPE_CHECKING:
-    _VideoPacket: TypeAlias = Packet[VideoStream]
-else:
-    _VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
-
-=======
 logger = logging.getLogger("vidgen.video")
 
 Damaged = Literal["error", "skip"]
->>>>>>> w/video
 ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
 # A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
 _DECODE_ON = 8
@@ -389,9 +380,6 @@ class VideoReader:
             return frame
         return None
 
-<<<<<<< HEAD
-    def _packets_from(self, key: int) -> Iterator[_VideoPacket]:
-=======
     def _start(self, key: int | None) -> Iterator[VideoFrame] | None:
         """Frames from keyframe ``key`` on, None if it is no place to start; all frames for no key."""
         if key is None:
@@ -417,8 +405,7 @@ class VideoReader:
             return stamp(decode(packets, None, self._damage), self.index.pts)
         return decode(packets, self.index.keyframes[0][0], self._damage)
 
-    def _packets_from(self, key: int) -> Iterator[Packet[VideoStream]] | None:
->>>>>>> w/video
+    def _packets_from(self, key: int) -> Iterator[VideoPacket] | None:
         """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
         target = self.index.keyframes[key]
         for timestamp in target:
@@ -427,7 +414,7 @@ class VideoReader:
                 return packets
         return None
 
-    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[_VideoPacket] | None:
+    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[VideoPacket] | None:
         """Packets from a keyframe no later than ``target``; None if the seek overshot."""
         try:
             self._container.seek(timestamp, stream=self._stream, backward=True)
@@ -440,69 +427,6 @@ class VideoReader:
         return None
 
 
-<<<<<<< HEAD
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open ``path`` and choose its video stream, or say what is wrong with it."""
-    if path.is_dir():
-        raise VideoError(
-            f"{path} is a folder, not a video file. A folder of PNG frames that vidgen wrote is "
-            "read by Video.load."
-        )
-    if not path.exists():
-        raise VideoError(f"{path}: no such file.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes).")
-    try:
-        container = av.open(os.fspath(path), "r")
-    except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(
-            f"{path}: not a video, or truncated beyond repair ({reason}). Expected a file that "
-            "FFmpeg can open, such as mp4, webm, mkv, avi or gif."
-        ) from error
-    try:
-        return container, _video_stream(container, path)
-    except BaseException:
-        container.close()
-        raise
-
-
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    names = container.format.name
-    if names in ("image2", "tty") or names.endswith("_pipe"):
-        raise VideoError(f"{path}: a text or a still picture ({names}), not a video.")
-    pictures = Disposition.attached_pic  # cover art of music files
-    streams = [s for s in container.streams.video if not s.disposition & pictures]
-    if not streams:
-        kinds = " and ".join(sorted({str(s.type) for s in container.streams}))
-        found = f"only {kinds}" if kinds else "it has zero frames of anything"
-        raise VideoError(f"{path}: no video in it, {found}. Expected a file with a video stream.")
-    best = max(streams, key=lambda s: s.codec_context.width * s.codec_context.height)
-    if not best.codec_context.width or best.codec_context.pix_fmt is None:
-        raise VideoError(
-            f"{path}: the video stream has zero frames or is damaged: its picture size and format "
-            "cannot be found."
-        )
-    return best
-
-
-def _decode(packets: Iterator[_VideoPacket], name: str) -> Iterator[VideoFrame]:
-    try:
-        for packet in packets:
-            yield from packet.decode()
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: damaged: a frame cannot be decoded ({error.strerror}).") from error
-
-
-def _stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFrame]:
-    """Give frames that are decoded from the start the timestamps of the index, one by one."""
-    for frame, stamp in zip(frames, pts, strict=False):
-        frame.pts = stamp
-        yield frame
-
-
-=======
->>>>>>> w/video
 def _header_duration(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
