@@ -400,7 +400,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
     ours = [
         ".recipe.json.77.tmp",
         ".log.jsonl.tmp",
-        ".holder.json.77.tmp",
+        "..holder.json.77.tmp",
         "checkpoints/.step-00000009.tmp",
         "checkpoints/step-00000007/.model.tmp",
         "checkpoints/step-00000007/.model.old",

@@ -60,7 +60,7 @@ _FREE = {
     "training.trackers",
 }
 
-_LEFTOVER = re.compile(r"\.(recipe\.json|log\.jsonl|step-\d+|model|holder\.json)\b.*\.(tmp|old)")
+_LEFTOVER = re.compile(r"\.+(recipe\.json|log\.jsonl|step-\d+|model|holder\.json)\b.*\.(tmp|old)")
 
 
 class RunFolder:
