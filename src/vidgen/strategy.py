@@ -193,7 +193,7 @@ class Strategy(Trainable):
         return scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: SchedulerMixin) -> None:
+    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
         self.diffusion = self.diffusion.exchange(scheduler)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -274,6 +275,55 @@ def test_callback_and_interrupt(sampler):
     assert out.abs().max() == 0
     with pytest.raises(UnknownNameError, match="callback_on_step_end_tensor_inputs"):
         latents(sampler, "a", callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["x"])
+
+
+def test_a_solver_set_on_the_sampler_is_used(sampler):
+    """As ``pipe.scheduler = X`` of diffusers."""
+    before = latents(sampler, "a", num_frames=8)
+    config = sampler.scheduler.config
+    sampler.scheduler = diffusers.UniPCMultistepScheduler.from_config(config)
+    assert sampler.scheduler is sampler.strategy.scheduler
+    changed = latents(sampler, "a", num_frames=8)
+    assert (changed - before).abs().max() > 1e-3
+    assert sampler("a", num_frames=8, seed=0).metadata[0]["scheduler"] == "UniPCMultistepScheduler"
+    sampler.scheduler = "DDIM"
+    torch.testing.assert_close(latents(sampler, "a", num_frames=8), before, rtol=0, atol=0)
+    with pytest.raises(SchedulerError, match="DDPMScheduler draws its own noise"):
+        sampler.scheduler = diffusers.DDPMScheduler.from_config(config)
+    assert type(sampler.scheduler).__name__ == "DDIMScheduler"
+
+
+def test_a_callback_written_for_diffusers_stops_the_generation(sampler):
+    steps = []
+
+    def callback(s, step, t, kwargs):
+        steps.append(step)
+        s._interrupt = step == 1
+        return kwargs
+
+    with pytest.raises(GenerationInterruptedError, match="step 1"):
+        sampler("a", num_frames=8, seed=0, callback_on_step_end=callback)
+    assert steps == [0, 1]
+    assert sampler._interrupt
+    assert sampler.interrupt
+
+
+@pytest.mark.parametrize("name", ["schedular", "vae", "guidance_scale", "_interupt", "safety_checker"])
+def test_setting_what_does_not_exist_is_refused(sampler, name):
+    with pytest.raises(UnknownNameError, match=f"{name!r}.*Known: interrupt, scheduler, strategy"):
+        setattr(sampler, name, None)
+    assert not hasattr(sampler, name)
+
+
+def test_a_derived_sampler_may_have_attributes_of_its_own(sampler):
+    class Own(Sampler):
+        history: list[int]
+
+    own = Own(sampler.strategy)
+    own.history = [1]
+    assert own.history == [1]
+    with pytest.raises(UnknownNameError):
+        own.other = 1
 
 
 def test_progress_counts_solver_steps(sampler, capsys):

@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,19 +45,63 @@ class Sampler:
         strategy: any ``Strategy``.
 
     Attributes:
-        interrupt: set it (from a callback, say) to stop after the current solver step.
+        interrupt: set it (from a callback, say) to stop after the current solver step; ``_interrupt``, as
+            diffusers' callbacks have it, is the same.
+        scheduler: the solver of calls that name none; set another diffusers scheduler of the same process, or
+            its name.
 
     Example:
         >>> sampler = vidgen.load("runs/demo")
         >>> sampler("a red circle moves left", num_frames=64, seed=0).videos[0].save("circle.mp4")
     """
 
+    strategy: Strategy
+    interrupt: bool
+    _progress: dict[str, Any]
+    _pace: Pace
+    _evaluated: float
+
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self.interrupt = False
-        self._progress: dict[str, Any] = {}
+        self._progress = {}
         self._pace = Pace()
         self._evaluated = 0.0  # a hidden progress bar does not count
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute that exists; anything else would be taken and do nothing.
+
+        Raises:
+            UnknownNameError: there is no such attribute; the message names those that are.
+        """
+        parts = [part for part in type(self).__mro__ if name in vars(part) or name in get_annotations(part)]
+        if not parts:
+            raise UnknownNameError(
+                "attribute of a sampler (give modules to vidgen.load, and settings to the call)",
+                name,
+                ("interrupt", "scheduler", "strategy"),
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """The solver of every call that names none.
+
+        Setting it raises SchedulerError where the scheduler cannot serve the model.
+        """
+        return self.strategy.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
+        self.strategy.scheduler = scheduler
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, interrupt: bool) -> None:
+        self.interrupt = interrupt
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
         """Move the strategy; returns the sampler itself."""
