@@ -146,7 +146,7 @@ def open_video(path: Path, strict: bool = True) -> tuple[InputContainer, VideoSt
     try:
         stream = _video_stream(container, path)
         if strict:
-            stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.options = {"err_detect": "explode+crccheck"}
         return container, stream
     except BaseException:
         container.close()

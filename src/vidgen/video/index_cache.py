@@ -10,13 +10,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vidgen.errors import VideoError
 from vidgen.video.index import FrameIndex
+from vidgen.video.parts import part_beside
 
 __all__ = ["IndexCache", "VideoRecord", "content_hash", "default_cache_dir"]
 
@@ -87,9 +87,12 @@ class IndexCache:
         try:
             fields = json.loads(self._path(key).read_text(encoding="utf-8"))
             record = VideoRecord(**fields)
-            count = len(FrameIndex.from_json(record.frame_index))
-            return record if (record.key, record.num_frames) == (key, count) else None
-        except (OSError, ValueError, TypeError, VideoError):
+            index = FrameIndex.from_json(record.frame_index)
+            known = (key, len(index), float(index.fps), float(index.duration))
+            fields = (record.key, record.num_frames, record.fps, record.duration)
+            sizes = (record.height, record.width)
+            return record if fields == known and all(type(n) is int and n > 0 for n in sizes) else None
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, VideoError):
             # A missing, torn or foreign entry is no error: the file is indexed again.
             return None
 
@@ -98,10 +101,12 @@ class IndexCache:
         path = self._path(record.key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(record), file)
-            Path(name).replace(path)
+            part = part_beside(path)
+            try:
+                part.write_text(json.dumps(asdict(record)), encoding="utf-8")
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             self._report_once(error)
 

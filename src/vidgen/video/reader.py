@@ -2,7 +2,7 @@
 
 A reader looks frames up in a ``FrameIndex``, seeks to the keyframe before the first one wanted,
 decodes forward from there and converts to RGB only the frames it was asked for. Frames that
-follow the last ones read continue the running decoder instead of seeking.
+follow the last ones read up to the next keyframe continue the running decoder instead of seeking.
 
 HDR transfer curves (PQ, HLG) are not tone-mapped, interlaced frames not deinterlaced, and pixels
 of unequal sides not stretched.
@@ -47,8 +47,6 @@ logger = logging.getLogger("vidgen.video")
 
 Damaged = Literal["error", "skip"]
 ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
-# A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
-_DECODE_ON = 8
 
 
 @dataclass(frozen=True)
@@ -156,15 +154,15 @@ class VideoReader:
         self.damaged = damaged
         self.skipped: set[int] = set()
         """Numbers of the damaged frames that were met so far and skipped."""
-        self._damage = Damage()
+        self._unusable: set[int] = set()  # keyframes that are none
+        self._lenient: set[int] = set()  # keyframes from where minor errors are no damage
         self.path = Path(path)
         self._converter = FrameConverter(size, resample, accurate)
         self._threads, self._thread_type = threads, thread_type
         self._orientation: Orientation | None = None
         self._info: VideoInfo | None = None
-        self._frames: Iterator[VideoFrame] | None = None
+        self._run: _Run | None = None
         self._closed = False
-        self._next = 0  # first frame that the running decoder has not passed
         self._container, self._stream = self._reopen()
         if index is None:
             index = self._build_index()
@@ -175,7 +173,6 @@ class VideoReader:
         stream.thread_count, stream.thread_type = self._threads, self._thread_type
         # The header's size, so that a stream that changes size half-way gives frames of one size.
         self._coded = (stream.codec_context.width, stream.codec_context.height)
-        self._frames = None
         return container, stream
 
     def _build_index(self) -> FrameIndex:
@@ -212,7 +209,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file; harmless when closed already."""
-        self._closed, self._frames = True, None
+        self._closed, self._run = True, None
         self._container.close()
 
     def read(self, start: int, count: int, stride: int = 1) -> UInt8[np.ndarray, "f h w 3"]:
@@ -327,104 +324,118 @@ class VideoReader:
         raise error
 
     def _good(self, number: int) -> VideoFrame:
-        """Frame ``number``, decoded, from the running decoder or after a seek.
+        """Frame ``number``, decoded from its keyframe on, by the running decoder or after a seek.
 
-        What it gives does not depend on what was read before: each start has its own account of
-        damage, and the frames are good by one start or by none.
+        Each frame is decoded from the same keyframe however it was come by, so that what is read of a
+        damaged file too depends on the file alone.
         """
         if self._closed:
             raise VideoError(f"{self.path}: the reader is closed; open a new one to read again.")
-        key = self.index.keyframe_before(number)
-        ahead = self.index.frame_at(self.index.keyframes[key][0]) > self._next + _DECODE_ON
-        if self._frames is not None and number >= self._next and not ahead and self._damage.first is None:
-            found = self._advance(self._frames, number)
-            if found is not None:
-                return found
-        # A stream may build on more than its last keyframe, whatever its flags say; hence more starts.
-        starts = [key, key - 1] if key > 0 and not self.index.sequential else []
-        for start in [*starts, None]:
-            frames = self._start(start)
-            found = None if frames is None else self._advance(frames, number)
-            if found is not None:
-                return found
-        if self._damage.early:
-            # A file that was cut in a group of pictures: later frames still name those that are missing.
-            found = self._advance(self._from_file_start(strict=False), number)
-            if found is not None:
-                return found
-        if self._damage.reason and self._stream.thread_count != 1:
-            # With threads the decoder may tell of damage a few frames late.
-            self._threads, self._frames = 1, None
-            self._container.close()
-            self._container, self._stream = self._reopen()
-            return self._good(number)
-        why = (
-            f"the file is damaged there ({self._damage.reason})"
-            if self._damage.reason
-            else ("the file is damaged there, or the index is another file's")
-        )
-        raise VideoError(
-            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: {why}."
-        )
-
-    def _advance(self, frames: Iterator[VideoFrame], number: int) -> VideoFrame | None:
-        """Decode on to frame ``number``; None if the decoder gives none that is good."""
-        self._frames = None  # if anything goes wrong below, the next read seeks anew
-        wanted = self.index.pts[number]
-        for frame in frames:
-            if frame.pts is None or frame.pts < wanted:
-                continue
-            if frame.pts > wanted:
-                break
-            self._frames, self._next = frames, number + 1
+        run = self._run_to(number)
+        frame = _advance(run, self.index.pts[number])
+        if frame is None and run.strict and run.damage.early:
+            # An open group of pictures: frames may name others from before the keyframe, without need.
+            self._lenient.add(run.key)
+            frame = _advance(self._run_to(number, anew=True), self.index.pts[number])
+        run = self._run or run
+        if frame is None and run.damage.reason and self._threads != 1:
+            self._threads = 1  # with more, the decoder tells of damage a few frames late
+            frame = _advance(self._run_to(number, anew=True), self.index.pts[number])
+        if frame is not None:
             return frame
-        return None
+        reason = f" ({run.damage.reason})" if run.damage.reason else ", or the index is another file's"
+        raise VideoError(
+            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: the file is "
+            f"damaged there{reason}."
+        )
 
-    def _start(self, key: int | None) -> Iterator[VideoFrame] | None:
-        """Frames from keyframe ``key`` on, None if it is no place to start; all frames for no key."""
-        if key is None:
-            return self._from_file_start()
-        self._damage, self._frames = Damage(), None
-        first = self.index.keyframes[key][0]
-        found = self._packets_from(key)
-        if found is None:
-            return None
-        frames = decode(found, first, self._damage)
+    def _run_to(self, number: int, anew: bool = False) -> _Run:
+        """The decoder that runs, if frame ``number`` is ahead of it from the same keyframe, or a new one."""
+        key = self.index.keyframe_before(number)
+        while True:
+            while key in self._unusable:
+                key -= 1
+            run, wanted = self._run, self.index.pts[number]
+            if run is not None and not anew and run.key == key and wanted >= run.reached:
+                return run
+            found = self._seek_run(key) if key > 0 else self._first_run()
+            if found is not None:
+                self._run = found
+                return found
+            self._unusable.add(key)
+
+    def _first_run(self) -> _Run:
+        """Decode from the start of the file, which gives more than keyframe 0 does: palettes, say."""
+        self._run = None
+        self._container.close()
+        self._container, self._stream = self._reopen(strict=0 not in self._lenient)
+        packets, damage = self._container.demux(self._stream), Damage()
+        if self.index.counted:
+            return _Run(0, stamp(decode(packets, None, damage), self.index.pts), damage, True)
+        first = self.index.keyframes[0][0]
+        return _Run(0, decode(packets, first, damage), damage, 0 not in self._lenient)
+
+    def _seek_run(self, key: int) -> _Run | None:
+        """Decode from keyframe ``key``; None if it is no place to start, and then all is as before."""
+        container, stream = self._container, self._stream
+        strict = key not in self._lenient
+        if self._run is not None or not strict:  # what runs may be needed still
+            container, stream = self._reopen(strict)
+        first, damage = self.index.keyframes[key][0], Damage()
+        packets = _packets_from(container, stream, self.index.keyframes[key])
+        frames = iter(()) if packets is None else decode(packets, first, damage)
         frame = next(frames, None)
         # Flags of keyframes may lie: only a picture at the right time that the decoder calls one counts.
         if frame is None or frame.pts != first or not frame.key_frame:
+            if container is not self._container:
+                container.close()
             return None
-        return chain([frame], frames)
+        if container is not self._container:
+            self._container.close()
+            self._container, self._stream = container, stream
+        return _Run(key, chain([frame], frames), damage, strict)
 
-    def _from_file_start(self, strict: bool = True) -> Iterator[VideoFrame]:
-        self._damage, self._frames = Damage(), None
-        self._container.close()
-        self._container, self._stream = self._reopen(strict)
-        packets = self._container.demux(self._stream)
-        if self.index.counted:
-            return stamp(decode(packets, None, self._damage), self.index.pts)
-        return decode(packets, self.index.keyframes[0][0], self._damage)
 
-    def _packets_from(self, key: int) -> Iterator[VideoPacket] | None:
-        """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
-        target = self.index.keyframes[key]
-        for timestamp in target:
-            packets = self._seek(timestamp, target)
-            if packets is not None:
-                return packets
-        return None
+@dataclass
+class _Run:
+    """A decoder at work: since keyframe ``key``, and past all frames before ``reached``."""
 
-    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[VideoPacket] | None:
-        """Packets from a keyframe no later than ``target``; None if the seek overshot."""
+    key: int
+    frames: Iterator[VideoFrame]
+    damage: Damage
+    strict: bool
+    reached: int = -(1 << 63)
+
+
+def _advance(run: _Run, wanted: int) -> VideoFrame | None:
+    """Decode on to the frame at ``wanted``; None if the decoder gives none there that is good."""
+    run.reached = wanted + 1
+    for frame in run.frames:
+        if frame.pts is None or frame.pts < wanted:
+            continue
+        if frame.pts > wanted:
+            run.frames = chain([frame], run.frames)  # good for later
+            break
+        return frame
+    return None
+
+
+def _packets_from(
+    container: InputContainer, stream: VideoStream, target: Keyframe
+) -> Iterator[VideoPacket] | None:
+    """Packets from keyframe ``target`` on; None if seeking does not lead there."""
+    for timestamp in target:
         try:
-            self._container.seek(timestamp, stream=self._stream, backward=True)
-            packets = self._container.demux(self._stream)
+            container.seek(timestamp, stream=stream, backward=True)
+            packets = container.demux(stream)
             for packet in packets:
-                if packet.is_keyframe and packet.pts is not None:
-                    return chain([packet], packets) if packet.pts <= target[0] else None
+                if packet.pts == target[0] and packet.is_keyframe:
+                    return chain([packet], packets)
+                if packet.is_keyframe and packet.pts is not None and packet.pts > target[0]:
+                    break
         except av.error.FFmpegError:
-            return None
-        return None
+            continue
+    return None
 
 
 def _header_duration(container: InputContainer, stream: VideoStream) -> float:
