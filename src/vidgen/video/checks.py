@@ -20,4 +20,6 @@ def printable(text: str) -> str:
 
     Names of files may hold bytes that are no UTF-8 (lone surrogates to Python), and control characters.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

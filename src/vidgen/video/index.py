@@ -10,6 +10,7 @@ to go by, as in an AVI, are frames decoded once, to be counted.
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,9 @@ class FrameIndex:
             record: dict[str, Any] = json.loads(text)
             if record["format"] != _FORMAT:
                 raise ValueError(f"format {record['format']}")
+            for name in ("time_base", "rate"):  # a Fraction of "1e999999999" would never be done
+                if not re.fullmatch(r"None|\d{1,18}(/\d{1,18})?", str(record[name])):
+                    raise ValueError(f"{name} is {str(record[name])[:40]!r}")
             pts = tuple(int(p) for p in record["pts"])
             keyframes = tuple((int(p), int(d)) for p, d in record["keyframes"])
             rate = None if record["rate"] is None else Fraction(record["rate"])
