@@ -183,7 +183,7 @@ def test_memory_is_bounded_by_the_window_when_streaming(sampler, tmp_path, monke
     monkeypatch.setattr(Engine, "_forget", spy)
     for plan in (autoregressive(100, 8, 3), tree(65, 5)):
         held.clear()
-        sampler("a", seed=1, num_frames=plan.num_frames, plan=plan, out=tmp_path / "long.mp4")
+        sampler("a", seed=1, num_frames=plan.num_frames, plan=plan, out=tmp_path / f"{plan.num_calls}.mp4")
         assert max(held) <= plan.peak_frames("depth") < 25
 
 
