@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from inspect import get_annotations
 from html import escape
+from inspect import get_annotations
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -39,7 +39,7 @@ def codec() -> Recipe:
         model=FrameCodecConfig(latent_channels=16),
         data=DataConfig(clip_length=1, size=64, videos=16384, objects=(1, 3)),
         training=TrainingConfig(
-            steps=3000,
+            steps=5000,
             batch_size=24,
             learning_rate=2e-3,
             lr_schedule="cosine",
