@@ -7,6 +7,8 @@ import time
 
 import huggingface_hub.constants as hub_constants
 import pytest
+from huggingface_hub import file_download
+from huggingface_hub.utils import _http as hub_http
 
 from hub_server import HubServer, Repo
 from vidgen import checkpoint
@@ -20,8 +22,10 @@ from vidgen.sampling import Sampler
 def offline(tmp_path, monkeypatch):
     """An empty cache, and no network."""
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        go_offline(patch)
+        yield tmp_path / "cache"
+    forget_sessions()
 
 
 @pytest.fixture
@@ -30,15 +34,22 @@ def hub(offline, monkeypatch):
     with HubServer() as server:
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(hub_constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+        for module in (hub_constants, file_download):  # the latter has its own before 1.0
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        go_offline(monkeypatch, False)
         monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield server
 
 
-def go_offline(monkeypatch):
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+def go_offline(monkeypatch, offline=True):
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", offline)
+    forget_sessions()
+
+
+def forget_sessions():
+    """Before 1.0 one remembers whether it was made offline."""
+    getattr(hub_http, "reset_sessions", lambda: None)()
 
 
 def test_pushed_and_loaded_again_is_the_same(strategy, hub, same, monkeypatch):
