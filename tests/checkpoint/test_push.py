@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import time
 
-import huggingface_hub.constants as hub_constants
 import pytest
 
-from hub_server import Repo
+from hub_server import Repo, go_offline
 from vidgen import checkpoint
 from vidgen.components import hub as hub_module
 from vidgen.components.hub import HubId, parse
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.sampling import Sampler
-
-
-def go_offline(monkeypatch):
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
 
 
 def test_pushed_and_loaded_again_is_the_same(strategy, hub, same, monkeypatch):

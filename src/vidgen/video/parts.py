@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["part_beside", "remove"]
+__all__ = ["part_beside", "remove", "remove_dead"]
 
 _NUMBERS = itertools.count()
 _LONGEST = 180
@@ -27,8 +27,7 @@ _LONGEST = 180
 def part_beside(path: Path) -> Path:
     """A hidden name beside ``path`` that no other writer has, in a folder cleaned of dead writers' parts."""
     folder = path.parent
-    with suppress(OSError):
-        _clean(folder.resolve())
+    _clean_once(folder.resolve())
     name = path.name
     if len(os.fsencode(name)) > _LONGEST:
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
@@ -48,7 +47,17 @@ def _host() -> str:
 
 
 @cache  # one look at a folder is enough for a process
-def _clean(folder: Path) -> None:
+def _clean_once(folder: Path) -> None:
+    with suppress(OSError):
+        remove_dead(folder)
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove from ``folder`` the parts that dead writers left; those of other machines stay.
+
+    Raises:
+        OSError: the folder is missing or cannot be read.
+    """
     ending = re.compile(rf"\..*\.{_host()}-(\d+)-\d+\.part(\.plain)?")
     with os.scandir(folder) as entries:
         parts = [(entry.name, found) for entry in entries if (found := ending.fullmatch(entry.name))]
