@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.video import Video, VideoReader
+from vidgen.video.color import to_rgb
 from vidgen.video.transforms import scaled_size
 
 __all__ = ["RESIZES", "clip_of", "cover", "pixels_of"]
@@ -135,7 +136,7 @@ def _tensor(picture: Tensor, what: str) -> Float[Tensor, "3 h w"]:
 
 def _image(picture: Any, what: str) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture)
     if not isinstance(picture, np.ndarray):
         raise InvalidArgumentError(
             f"{what} is a {type(picture).__name__}; expected a PIL image, a uint8 array (height, width, 3) or "

@@ -217,8 +217,8 @@ class VideoFolder(ClipDataset):
                 wanted,
                 self.short[0],
             )
-        rate = self._view(0, 0)[0].fps
         if self.clip_length > 1:
+            rate = self._view(0, 0)[0].fps
             logger.info(
                 "clips of %s, %.3g s each (%.4g frames per second)", wanted, self.clip_length / rate, rate
             )
