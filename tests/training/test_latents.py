@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -425,13 +426,18 @@ def as_flipped(file):
     file.write_bytes(content)
 
 
-def as_foreign_values(file):
-    import zlib
+def as_values(value, checksum=None):
+    def how(file):
+        given = zlib.crc32(value) if checksum is None else checksum
+        with sqlite3.connect(file) as connection:
+            connection.execute("UPDATE latents SET value=?, checksum=?", (value, given))
+        connection.close()
 
-    value = save({"weights": torch.ones(1)})
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE latents SET value=?, checksum=?", (value, zlib.crc32(value)))
-    connection.close()
+    return how
+
+
+ONES = save({"latents": torch.ones(30, 30)})
+DEEP = b'{"a":' * 50_000
 
 
 @pytest.mark.parametrize(
@@ -442,7 +448,15 @@ def as_foreign_values(file):
         (as_future_format, "has format 2; expected 1"),
         (as_truncated, "is damaged or no file of latents"),
         (as_flipped, "do not match their checksum"),
-        (as_foreign_values, "something else than latents"),
+        (as_values(save({"weights": torch.ones(1)})), "something else than latents"),
+        (as_values(save({"latents": torch.ones(30, 30, dtype=torch.int64)})), "something else than latents"),
+        (as_values(len(DEEP).to_bytes(8, "little") + DEEP), "something else than latents"),
+        (as_values(b""), "something else than latents"),
+        (as_values("text", 7), "do not match their checksum"),
+        (as_values(7, 7), "do not match their checksum"),
+        (as_values(0.5, "text"), "do not match their checksum"),
+        (as_values(ONES, "text"), "do not match their checksum"),
+        (as_values(ONES, 0.5), "do not match their checksum"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_and_left_as_it_is(tmp_path, how, message):

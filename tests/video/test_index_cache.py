@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -15,9 +17,10 @@ from typing import TextIO
 import pytest
 
 from vidgen.errors import VideoError
-from vidgen.video import index_cache
+from vidgen.video import index_cache, parts
 from vidgen.video.index import FrameIndex
 from vidgen.video.index_cache import FileStamp, IndexCache, VideoRecord, content_hash, default_cache_dir
+from vidgen.video.parts import part_beside
 
 
 @pytest.fixture(autouse=True)
@@ -197,11 +200,15 @@ def test_a_full_disk_and_killed_processes_leave_nothing(
     (entry,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     mode = (tmp_path / "other").open("x").close() or (tmp_path / "other").stat().st_mode
     assert entry.stat().st_mode == mode  # so that other users of a shared cache can read it
-    dead, alive = cache.folder / ".0123.tmp", cache.folder / ".4567.tmp"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [part_beside(cache.folder / entry.name).name for _ in range(2)]
+    dead, alive = (cache.folder / name for name in names)
+    dead = dead.with_name(dead.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
     for file in (dead, alive):
         file.write_text("{")
-    os.utime(dead, (1e9, 1e9))
-    IndexCache(tmp_path)
+    parts._clean.cache_clear()  # as in a new process
+    cache.store(record)
     assert (dead.exists(), alive.exists(), entry.exists()) == (False, True, True)
 
 

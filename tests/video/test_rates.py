@@ -30,12 +30,12 @@ def test_mixed_and_uneven_frame_rates_are_said(tmp_path: Path, caplog: pytest.Lo
     def problems(**view: object) -> str:
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            data = VideoFolder(tmp_path, clip_length=2, size=16, progress=False, **view)
+            data = VideoFolder(tmp_path, **{"clip_length": 2, "size": 16, "progress": False, **view})
         assert caplog.messages == data.problems == data.summary()["problems"]
         return "\n".join(data.problems)
 
     assert "different frame rates (2 at 24, 1 at 8, 1 at 23.98), and clips take frames as they" in problems()
-    assert problems(fps=8) == problems(fps=6.5) == ""
+    assert problems(fps=8) == problems(fps=6.5) == problems(clip_length=1) == ""
     assert "1 of 4 videos have fewer than fps=12 frames per second (first: a.mp4, 8)" in problems(fps=12)
     (tmp_path / "a.mp4").unlink()
     assert problems() == problems(stride=2) == problems(fps=24) == ""  # 23.976 and 24 are one

@@ -187,7 +187,8 @@ class VideoFolder(ClipDataset):
 
     def _report(self) -> None:
         """Log what was left out, or raise VideoError if that is everything."""
-        self.problems += rate_problems(self.records, self._uneven, self.fps)
+        if self.clip_length > 1:  # a single frame has no speed
+            self.problems += rate_problems(self.records, self._uneven, self.fps)
         if self.left_out:
             others = ", ".join(f"{count} x {suffix}" for suffix, count in self.left_out.items())
             logger.info("left out in %s, being no videos: %s", self.root, others)
@@ -216,8 +217,8 @@ class VideoFolder(ClipDataset):
                 wanted,
                 self.short[0],
             )
-        rate = self._view(0, 0)[0].fps
         if self.clip_length > 1:
+            rate = self._view(0, 0)[0].fps
             logger.info(
                 "clips of %s, %.3g s each (%.4g frames per second)", wanted, self.clip_length / rate, rate
             )

@@ -25,7 +25,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -40,6 +39,7 @@ from vidgen.errors import VideoError
 from vidgen.video.checks import printable
 from vidgen.video.draws import digest
 from vidgen.video.index import FrameIndex
+from vidgen.video.parts import part_beside
 
 __all__ = ["FileStamp", "IndexCache", "VideoRecord", "content_hash", "default_cache_dir"]
 
@@ -48,8 +48,6 @@ logger = logging.getLogger("vidgen.video")
 FORMAT = 1
 SETTLED = 2_000_000_000
 """Nanoseconds without a write after which the next one surely bears another date."""
-_DEAD = 3600
-"""Seconds after which a temporary file, which is there for a moment, is a dead process's."""
 _SIDE = 1 << 17
 """Pixels along a side that no video reaches."""
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -146,8 +144,6 @@ class IndexCache:
         self._reported = False
         # Files are indexed by several threads, and one report is enough.
         self._report = threading.Lock()
-        for place in (self.folder, self.files):
-            _remove_leftovers(place)
 
     def identify(self, path: Path) -> tuple[FileStamp, str]:
         """Return the stamp of a file and the hash of its content, which is read if that is not known.
@@ -184,17 +180,19 @@ class IndexCache:
         self._write(self.folder, self._path(record.key), asdict(record))
 
     def _write(self, folder: Path, path: Path, entry: Mapping[str, Any]) -> None:
-        temporary = folder / f".{secrets.token_hex(8)}.tmp"
+        part = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("x", encoding="utf-8") as file:
+            part = part_beside(folder / path.name)  # where dead processes' parts are found at a glance
+            with part.open("x", encoding="utf-8") as file:
                 json.dump(entry, file)
-            temporary.replace(path)
+            part.replace(path)
         except OSError as error:
             self._report_once(error)
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            if part is not None:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
 
     def _report_once(self, error: OSError) -> None:
         with self._report:
@@ -210,11 +208,3 @@ class IndexCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote."""
-    for file in folder.glob(".*.tmp"):
-        with suppress(OSError):
-            if file.stat().st_mtime < time.time() - _DEAD:
-                file.unlink()
