@@ -201,6 +201,26 @@ def test_sigmas_that_the_model_does_not_know_are_refused():
             model.exchange(scheduler).num_evaluations(10)
 
 
+def test_steps_of_which_one_takes_all_the_way_are_refused():
+    """Beta sigmas are even between 20,291 and 0.006: no step but the last would be where data are."""
+    pytest.importorskip("scipy")
+    model = Diffusion(diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
+    for name in ("EulerDiscrete", "UniPCMultistep"):
+        own = getattr(diffusers, f"{name}Scheduler").from_config(model.scheduler.config, use_beta_sigmas=True)
+        with pytest.raises(
+            SchedulerError, match=r"use_beta_sigmas=True.* takes 9\d% of the way .* of 50 steps"
+        ):
+            model.exchange(own).num_evaluations(50)
+
+
+def test_a_shift_that_leaves_all_to_the_last_step_is_refused():
+    model = Diffusion(diffusers.FlowMatchEulerDiscreteScheduler(shift=100.0))
+    with pytest.raises(
+        SchedulerError, match=r"shift=100.0 takes \d\d% of the way from noise to data in one of 20"
+    ):
+        model.num_evaluations(20)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
