@@ -32,7 +32,7 @@ from vidgen.errors import VidgenError
 
 MEAN, STD = 0.7, 0.5
 COUNTS = (2, 3, 5, 10, 20, 30, 61, 100)  # of 61, diffusers' trailing spacing gives one too many
-LONG_COUNTS = (150, 600, 1000)
+LONG_COUNTS = (150, 600, 1000)  # of 600, whole leading strides would begin at timestep 599
 LONG_SCHEDULES = ("squaredcos_cap_v2", "scaled_linear, zero SNR", "flow")
 
 # Solver: its class, its own settings, its eta.
@@ -171,18 +171,29 @@ def cells() -> Iterator[Cell]:
 def exact(model: Diffusion) -> Any:
     """Return the network that predicts exactly what data of one mean and deviation imply."""
 
+    whole = torch.arange(model.num_train_timesteps)
+    table = model.coefficients(whole, torch.zeros(1, dtype=torch.float64))
+    known = list(zip(table.signal.flatten().tolist(), table.noise.flatten().tolist(), strict=True))
+
+    def coefficients(t: float) -> tuple[float, float]:
+        if t.is_integer() and t < len(known):
+            return known[int(t)]
+        k = model.coefficients(torch.tensor([t]), torch.zeros(1, dtype=torch.float64))
+        return float(k.signal), float(k.noise)
+
     def denoise(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         del cond
-        k = model.coefficients(t, x.double())
-        clean = MEAN + STD**2 * k.signal * (x - k.signal * MEAN) / (STD**2 * k.signal**2 + k.noise**2)
-        noise = (x - k.signal * clean) / k.noise
-        answers = {
-            "epsilon": noise,
-            "sample": clean,
-            "v_prediction": k.signal * noise - k.noise * clean,
-            "flow_prediction": noise - clean,
-        }
-        return answers[model.prediction_type].float()
+        signal, noise = coefficients(float(t[0]))
+        x = x.double()
+        clean = MEAN + STD**2 * signal / (STD**2 * signal**2 + noise**2) * (x - signal * MEAN)
+        if model.prediction_type == "sample":
+            return clean.float()
+        eps = (x - signal * clean) / noise
+        if model.prediction_type == "epsilon":
+            return eps.float()
+        if model.prediction_type == "flow_prediction":
+            return (eps - clean).float()
+        return (signal * eps - noise * clean).float()
 
     return denoise
 
@@ -238,7 +249,8 @@ def counts(cell: Cell) -> tuple[int, ...]:
     """Return the numbers of steps of a cell: all of them where it does not repeat what another cell shows."""
     if cell.prediction in ("epsilon", "sample"):
         return COUNTS[1::3]
-    return COUNTS + LONG_COUNTS if cell.schedule in LONG_SCHEDULES else COUNTS
+    long = LONG_COUNTS if cell.spacing.startswith("leading") else LONG_COUNTS[::2]
+    return COUNTS + long if cell.schedule in LONG_SCHEDULES else COUNTS
 
 
 def measure(cell: Cell) -> tuple[dict[int, float], dict[int, str]]:

@@ -14,7 +14,7 @@ import torch
 from vidgen.conditioning import Conditioning
 from vidgen.diffusion import Diffusion, Source
 from vidgen.diffusion.steps import prepared
-from vidgen.errors import SchedulerError
+from vidgen.errors import InvalidArgumentError, SchedulerError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -145,6 +145,9 @@ def test_coefficients_at_real_times():
     sigma = [float(model.coefficients(torch.tensor([[t]]), zeros).noise) for t in (500.0, 500.25, 501.0)]
     ratio = [s / (1 - s**2) ** 0.5 for s in sigma]
     assert ratio[1] == pytest.approx(0.75 * ratio[0] + 0.25 * ratio[2], rel=1e-5)
+    for t in (-0.5, 999.5, float("nan")):
+        with pytest.raises(InvalidArgumentError, match="expected 0 to 999"):
+            model.coefficients(torch.tensor([t]), zeros)
     zero = Diffusion(diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     k = zero.coefficients(torch.tensor([998.5, 999.0]), zeros)
     assert 0 < float(k.signal[0]) < 1e-3
