@@ -14,7 +14,7 @@ import torch
 from vidgen.conditioning import Conditioning
 from vidgen.diffusion import Diffusion, Source
 from vidgen.diffusion.steps import prepared
-from vidgen.errors import SchedulerError
+from vidgen.errors import InvalidArgumentError, SchedulerError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -145,6 +145,9 @@ def test_coefficients_at_real_times():
     sigma = [float(model.coefficients(torch.tensor([[t]]), zeros).noise) for t in (500.0, 500.25, 501.0)]
     ratio = [s / (1 - s**2) ** 0.5 for s in sigma]
     assert ratio[1] == pytest.approx(0.75 * ratio[0] + 0.25 * ratio[2], rel=1e-5)
+    for t in (-0.5, 999.5, float("nan")):
+        with pytest.raises(InvalidArgumentError, match="expected 0 to 999"):
+            model.coefficients(torch.tensor([t]), zeros)
     zero = Diffusion(diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     k = zero.coefficients(torch.tensor([998.5, 999.0]), zeros)
     assert 0 < float(k.signal[0]) < 1e-3
@@ -199,6 +202,26 @@ def test_sigmas_that_the_model_does_not_know_are_refused():
         )
         with pytest.raises(SchedulerError, match=r"has sigmas from .* the model was trained on 157.4 to 0.01"):
             model.exchange(scheduler).num_evaluations(10)
+
+
+def test_steps_of_which_one_takes_all_the_way_are_refused():
+    """Beta sigmas are even between 20,291 and 0.006: no step but the last would be where data are."""
+    pytest.importorskip("scipy")
+    model = Diffusion(diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
+    for name in ("EulerDiscrete", "UniPCMultistep"):
+        own = getattr(diffusers, f"{name}Scheduler").from_config(model.scheduler.config, use_beta_sigmas=True)
+        with pytest.raises(
+            SchedulerError, match=r"use_beta_sigmas=True.* takes 9\d% of the way .* of 50 steps"
+        ):
+            model.exchange(own).num_evaluations(50)
+
+
+def test_a_shift_that_leaves_all_to_the_last_step_is_refused():
+    model = Diffusion(diffusers.FlowMatchEulerDiscreteScheduler(shift=100.0))
+    with pytest.raises(
+        SchedulerError, match=r"shift=100.0 takes \d\d% of the way from noise to data in one of 20"
+    ):
+        model.num_evaluations(20)
 
 
 @pytest.mark.parametrize(

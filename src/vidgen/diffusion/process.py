@@ -108,7 +108,7 @@ class Diffusion:
         """Return signal and noise coefficients at ``t`` of shape (b,) or (b, f), for ``like`` b c f h w.
 
         Raises:
-            InvalidArgumentError: ``t`` has another shape.
+            InvalidArgumentError: ``t`` has another shape, or a real one lies outside the schedule.
         """
         if t.ndim not in (1, 2):
             raise InvalidArgumentError(f"timesteps have shape {tuple(t.shape)}; expected (b,) or (b, f).")
@@ -126,7 +126,9 @@ class Diffusion:
         table: Tensor = self.scheduler.alphas_cumprod
         if not t.is_floating_point():
             return table.to(t.device)[t]
-        t = t.cpu().double()
+        t, last = t.cpu().double(), len(table) - 1
+        if not bool(((t >= 0) & (t <= last)).all()):
+            raise InvalidArgumentError(f"timesteps are {t.tolist()}; expected 0 to {last}.")
         low = t.floor().long()
         sigmas = sigmas_of(self.scheduler)
         sigma = sigmas[low].lerp(sigmas[t.ceil().long()], t - low)

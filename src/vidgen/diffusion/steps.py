@@ -32,6 +32,8 @@ _SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "us
 _CORRECTED = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler"}
 _LARGEST_RATIO = 6.0
 """Between the sigmas of a step; beyond it a correction adds more error than it takes."""
+_LARGEST_SHARE, _LEAST_SHARE = 10.0, 0.03
+"""Of the way that one step may take: so many times an even step's, or the second number where that is more."""
 _LARGEST_SNR = 0.5
 """Signal over noise, in power, where a solution may begin from noise alone."""
 
@@ -186,6 +188,7 @@ def _by_sigma(scheduler: Any, count: int) -> Steps:
     last = _end(scheduler, kind, last, least)
     sigmas = sigmas[np.append(sigmas[1:], last) < sigmas]  # in steps of no length multistep solvers divide by 0
     _check_sigmas(scheduler, sigmas, table)
+    _check_lengths(scheduler, np.append(sigmas, last))
     starts, first_order = tuple(range(len(sigmas))), frozenset[int]()
     if kind in _CORRECTED:
         sigmas, starts, first_order = _corrected(sigmas)
@@ -295,6 +298,22 @@ def _check_sigmas(scheduler: Any, sigmas: _Floats, table: _Floats | None) -> Non
         )
 
 
+def _check_lengths(scheduler: Any, sigmas: _Floats) -> None:
+    """Refuse steps of which one takes most of the way, however many there are.
+
+    The way is an angle, whose tangent is noise over signal: a quarter turn from noise to data.
+    """
+    flow = process_of(scheduler) == "flow"
+    angles = np.arctan2(sigmas, 1 - sigmas if flow else 1.0)
+    share, count = float((angles[:-1] - angles[1:]).max() / (np.pi / 2)), len(sigmas) - 1
+    if share > max(_LARGEST_SHARE / count, _LEAST_SHARE):
+        raise SchedulerError(
+            f"{type(scheduler).__name__} with {_settings(scheduler)} takes {share:.0%} of the way from noise "
+            f"to data in one of {count} steps: the others hardly count. Leave out what spaces the sigmas, "
+            "such as use_beta_sigmas, or a large shift; timestep_spacing='trailing' is even."
+        )
+
+
 def _times(scheduler: Any, sigmas: _Floats, table: _Floats | None) -> Tensor:
     """Return the training time of every evaluation: diffusers' own where its noise is right, else real ones."""
     own: Tensor = scheduler.timesteps.cpu()
@@ -311,7 +330,7 @@ def _times(scheduler: Any, sigmas: _Floats, table: _Floats | None) -> Tensor:
 
 
 def _settings(scheduler: Any) -> str:
-    names = ("timestep_spacing", *_SPACED, "final_sigmas_type", "shift_terminal")
+    names = ("timestep_spacing", *_SPACED, "final_sigmas_type", "shift", "flow_shift", "shift_terminal")
     set_ = {name: scheduler.config.get(name) for name in names}
     return ", ".join(f"{name}={value!r}" for name, value in set_.items() if value)
 
