@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -26,7 +29,8 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with _terminable():
+                return command(*args, **kwargs)
         except VidgenError as error:
             typer.echo(f"vidgen: {error}", err=True)
             raise typer.Exit(2 if isinstance(error, _WRONG_USE) else 1) from error
@@ -36,11 +40,35 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
             _logger.debug("where it happened:", exc_info=True)
             typer.echo(f"vidgen: {_sentence(error)}", err=True)
             raise typer.Exit(1) from error
+        except _TerminatedError as error:
+            typer.echo("vidgen: terminated", err=True)
+            raise typer.Exit(128 + signal.SIGTERM) from error
         except KeyboardInterrupt as error:
             typer.echo("vidgen: interrupted", err=True)
             raise typer.Exit(130) from error
 
     return wrapped
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, as batch systems send it, end a command as Ctrl-C does: what is half-written goes."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(error: OSError) -> str:

@@ -33,7 +33,7 @@ def list_(as_json: Json = False) -> None:
 def info(
     strategy: StrategyName,
     recipe: RecipeName = "tiny",
-    frames: Annotated[
+    num_frames: Annotated[
         int | None, typer.Option(help="Video frames of the plan; default: the strategy's own.")
     ] = None,
     assignments: Assignments = None,
@@ -45,7 +45,7 @@ def info(
     """
     from vidgen.info import describe
 
-    found = describe(strategy, recipe, num_frames=frames, assignments=assignments or [])
+    found = describe(strategy, recipe, num_frames=num_frames, assignments=assignments or [])
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
 
 
