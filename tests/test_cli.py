@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
+import time
 
 import numpy as np
 import pytest
@@ -252,7 +251,7 @@ def test_list_and_version():
 
 
 def test_info_prints_json_or_a_table():
-    arguments = ["info", "vdm", "--frames", 100, "--set", "videos=8", "--set", "widths=[16,16]"]
+    arguments = ["info", "vdm", "--num-frames", 100, "--set", "videos=8", "--set", "widths=[16,16]"]
     found = json.loads(run(*arguments, "--json").stdout)
     assert found["recipe"] == "vdm/tiny"
     assert set(found) == {"strategy", "recipe", "components", "gmacs_per_call", "plan"}
@@ -287,148 +286,61 @@ def test_levels():
     assert len({type(handler) for handler in logger.handlers}) == len(logger.handlers)  # one, however often
 
 
-class Recorder:
-    """Stands for a sampler: keeps what it is called with."""
-
-    def __init__(self):
-        self.arguments = {}
-
-    def __call__(self, **arguments):
-        self.arguments = arguments
-        return SimpleNamespace(paths=(), seeds=())
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    sampler = Recorder()
-
-    def load(source, *, device):
-        sampler.source = source
-        return sampler
-
-    monkeypatch.setattr("vidgen.sampling.load", load)
-    return sampler
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Pictures, masks and a video of 6 frames, in the working folder."""
+    """A picture and a video of another origin, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    black, white = (Image.new("L", (16, 16), value) for value in (0, 255))
-    Image.new("RGBA", (16, 16), (255, 0, 0, 128)).save("red.png")
-    Image.new("RGB", (16, 16), (0, 0, 255)).save("blue.jpg", quality=95)
-    white.save("white.png")
-    (tmp_path / "masks").mkdir()
-    for i, picture in enumerate([white, black, black, white, white, white]):
-        picture.save(f"masks/{i}.png")
-    (tmp_path / "masks" / "notes.txt").write_text("no picture")
-    white.save("mask.gif", save_all=True, append_images=[black, white], duration=100)
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (16, 16), (255, 0, 0)).save("red.png")
     Video(np.zeros((6, 16, 16, 3), np.uint8), 8.0).save("clip.mp4")
     return tmp_path
 
 
-@pytest.mark.parametrize("source", ["runs/demo", "shapes/vdm", "ann/demo@v1"])
-def test_sources_are_handed_on_as_they_are(recorder, source):
-    run("generate", source)
-    assert recorder.source == source
-    assert isinstance(recorder.source, str)
+def test_a_foreign_sheet_is_not_overwritten(trained, files):
+    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--seed", 1, "--out", "v.gif"]
+    for suffix in ("png", "jpg", "webp"):
+        sheet = files / f"sheet.{suffix}"
+        for _ in range(2):  # the same again
+            run(*arguments, "--sheet", sheet)
+            with Image.open(sheet) as picture:
+                assert picture.size[0] > 32
+    assert sorted(path.name for path in files.glob("*sheet*")) == ["sheet.jpg", "sheet.png", "sheet.webp"]
+    for sheet in ("red.png", "sheet.png"):
+        before = (files / sheet).read_bytes()
+        stderr = run(*arguments, "--sheet", sheet, "--sheet-columns", 2, code=2).stderr
+        assert f"{sheet} exists and is no sheet of the same command" in stderr
+        assert (files / sheet).read_bytes() == before
+    run(*arguments, "--sheet", "red.png", "--overwrite")
+    with Image.open(files / "red.png") as picture:
+        assert picture.size[0] > 32
 
 
-def test_nothing_is_handed_on_that_was_not_asked_for(recorder):
-    run("generate", "runs/demo", "red", "--steps", 3, "--num-videos", 2)
-    common = {"prompt": ["red"], "negative_prompt": "", "out": Path("video.mp4"), "eta": 0.0}
-    assert recorder.arguments == {**common, "num_inference_steps": 3, "num_videos_per_prompt": 2}
+def test_a_video_of_other_settings_is_not_overwritten(trained, files):
+    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--out"]
+    before = (files / "clip.mp4").read_bytes()
+    assert "clip.mp4 exists" in run(*arguments, "clip.mp4", code=2).stderr
+    assert (files / "clip.mp4").read_bytes() == before
+    for more in ([], ["--seed", 1, "--overwrite"], ["--seed", 1]):
+        run(*arguments, "v.mp4", *more)
+    assert "--overwrite" in run(*arguments, "v.mp4", "--seed", 2, code=2).stderr
+    assert read_metadata("v.mp4")["seed"] == 1
 
 
-def test_given_pictures(recorder, files):
-    run(
-        "generate",
-        "x",
-        "--image",
-        "red.png",
-        "--last-image",
-        "blue.jpg",
-        "--pin",
-        "3=blue.jpg",
-        "--pin",
-        "04=red.png",
-    )
-    given = recorder.arguments
-    assert given["image"].mode == given["last_image"].mode == "RGB"
-    assert given["image"].getpixel((0, 0)) == (255, 0, 0)
-    assert given["last_image"].getpixel((0, 0))[2] > 250
-    assert {frame: picture.getpixel((0, 0))[0] > 250 for frame, picture in given["pins"].items()} == {
-        3: False,
-        4: True,
-    }
-    assert not {"video", "mask", "strength"} & given.keys()
+def test_terminated_leaves_nothing_behind(trained, tmp_path, monkeypatch):
+    """SIGTERM, as batch systems send it: what is half-written is removed."""
+    from vidgen.sampling.engine import Engine
 
+    def terminated(self, jobs):
+        yield from ()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
 
-def test_given_video_and_masks(recorder, files):
-    run("generate", "x", "--video", "clip.mp4", "--strength", 0.5)
-    assert (recorder.arguments["video"], recorder.arguments["strength"]) == (Path("clip.mp4"), 0.5)
-    for spelling, expected in ("2:4", [0, 0, 1, 1, 0, 0]), ("5", [0, 0, 0, 0, 0, 1]):
-        run("generate", "x", "--video", "clip.mp4", "--mask", spelling)
-        assert recorder.arguments["mask"] == [bool(value) for value in expected]
-        assert len(recorder.arguments["video"]) == 6
-    run("generate", "x", "--video", "clip.mp4", "--mask", "2:8", "--num-frames", 8)
-    assert recorder.arguments["mask"] == [False, False] + [True] * 6
-    run("generate", "x", "--video", "clip.mp4", "--mask", "white.png")
-    assert recorder.arguments["mask"].getextrema() == (255, 255)
-    for name, expected in ("masks", [1, 0, 0, 1, 1, 1]), ("mask.gif", [1, 0, 1]), ("clip.mp4", [0] * 6):
-        run("generate", "x", "--video", "clip.mp4", "--mask", name)
-        assert [picture.getpixel((8, 8)) > 127 for picture in recorder.arguments["mask"]] == expected
-        assert {picture.mode for picture in recorder.arguments["mask"]} == {"L"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--image", "none.png"], "--image was given none.png, which does not exist"),
-        (["--last-image", "text.png"], "--last-image was given text.png, which is no picture"),
-        (["--pin", "3"], "expected FRAME=FILE"),
-        (["--pin", "x=red.png"], "expected FRAME=FILE"),
-        (["--pin", "-1=red.png"], "expected FRAME=FILE"),
-        (["--pin", "3=red.png", "--pin", "03=red.png"], "--pin gives frame 3 twice"),
-        (["--video", "none.mp4"], "--video was given none.mp4, which does not exist"),
-        (["--mask", "2:4"], "--mask 2:4 was given without --video"),
-        (["--video", "clip.mp4", "--mask", "4:9"], "the video has 6 frames"),
-        (["--video", "clip.mp4", "--mask", "4:4"], "0 <= START < STOP <= 6"),
-        (["--video", "clip.mp4", "--mask", "none.png"], "--mask was given none.png, which does not exist"),
-        (["--video", "clip.mp4", "--mask", "empty"], "holds no picture"),
-        (["--option", "num_inference_steps=3"], "use --steps"),
-        (["--option", "last_image=red.png"], "use --last-image"),
-        (["--option", "pins=3"], "use --pin."),
-        (["--option", "num_videos_per_prompt=3"], "use --num-videos."),
-        (["--option", "prompt=red"], "write prompts after the checkpoint"),
-        (["--option", "callback_on_step_end=3"], "'callback_on_step_end' is for Python alone"),
-        (["--option", "return_dict=False"], "'return_dict' is for Python alone"),
-        (["--option", "output_type=latent"], "'output_type' is for Python alone"),
-        (["--option", "given=clean", "--option", "plan=x"], "'plan' is for Python alone"),
-        (["--option", "self=1"], "'self' is for Python alone"),
-    ],
-)
-def test_bad_pictures_are_named_before_anything_is_loaded(recorder, files, arguments, message):
-    result = run("generate", "x", *arguments, code=2)
-    assert message in result.stderr
-    assert not hasattr(recorder, "source")
-
-
-def test_every_argument_of_the_sampler_has_a_flag_or_is_refused(recorder):
-    from vidgen.sampling import Sampler
-
-    flags = run("generate", "--help").stdout
-    names = [name for name in inspect.signature(Sampler.__call__).parameters if name != "options"]
-    assert len(names) > 30
-    for name in names:
-        stderr = run("generate", "x", "--option", f"{name}=1", code=2).stderr
-        flag = re.search(r"use (--[a-z-]+)\.", stderr)
-        assert flag is None or flag[1] in flags
-    run("generate", "x", "--option", "given=clean", "--option", "options=3")
-    assert recorder.arguments["given"] == "clean"
-    assert recorder.arguments["options"] == "3"  # the sampler itself has no argument called so
+    monkeypatch.setattr(Engine, "run", lambda self: terminated(self, None))
+    before = signal.getsignal(signal.SIGTERM)
+    for out in ("v.mp4", "frames"):
+        stderr = run("generate", trained / "run", "--out", tmp_path / out, code=143).stderr
+        assert stderr.endswith("vidgen: terminated\n")
+    assert not any(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_given_pictures_reach_the_video(trained, files):
@@ -440,8 +352,9 @@ def test_given_pictures_reach_the_video(trained, files):
     assert abs(frames[1].astype(int) - (200, 40, 40)).max() > 1
 
 
-def test_the_package_runs_as_a_program():
-    command = [sys.executable, "-m", "vidgen.cli", "--version"]
+@pytest.mark.parametrize("module", ["vidgen", "vidgen.cli"])
+def test_the_package_runs_as_a_program(module):
+    command = [sys.executable, "-m", module, "--version"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == f"vidgen {__version__}\n"
 
 
@@ -483,12 +396,22 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["info", "frame_codec"], 2, "unknown strategy"),
         (["data", "make", "shape", "x"], 2, "Did you mean 'shapes'"),
         (["data", "inspect", "no/such/folder"], 2, "does not exist"),
-        (["generate", "no/such/folder"], 1, "does not exist"),
-        (["generate", "shapes/unheard-of"], 1, "no bundled model is called 'shapes/unheard-of'"),
+        (["generate", "no/such/folder"], 2, "does not exist"),
+        (["generate", "shapes/unheard-of"], 2, "no bundled model is called 'shapes/unheard-of'"),
+        (["generate", "shape/vmd"], 2, "did you mean 'shapes/vdm'"),
+        (["generate", "."], 2, "is no checkpoint"),
+        (["generate", "x", "--sheet", "a.txt"], 2, "expected a picture: .png"),
+        (["generate", "x", "--out", "a.png", "--sheet", "a.png"], 2, "a.png would be written twice"),
+        (["generate", "x", "--prompt-file", "none.txt"], 2, "--prompt-file none.txt cannot be read"),
+        (["generate", "x", "--noise-prior", "{3"], 2, "which is no JSON"),
+        (["eval", "nowhere"], 2, "needs a real set"),
+        (["eval", "nowhere", "--metric", "flicker_pixels"], 2, "nowhere does not exist"),
+        (["eval", "shapes", "--against", "nowhere"], 2, "nowhere does not exist"),
         (["info", "vmd"], 2, "Did you mean 'vdm'"),
         (["info", "vdm", "--set", "widht=3"], 2, "Did you mean 'width"),
         (["info", "vdm", "--set", "mask_past=.95"], 2, "mask_past=0.95, mask_random="),
-        (["info", "vdm", "--frames", "0"], 2, "num_frames is 0"),
+        (["info", "vdm", "--num-frames", "0"], 2, "num_frames is 0"),
+        (["info", "vdm", "--frames", "8"], 2, "No such option"),
         (["info", "vdm", "--recipe", "tinny"], 2, "Did you mean 'vdm/tiny'"),
         (["nonsense"], 2, "No such command"),
     ],

@@ -297,7 +297,7 @@ def test_unusable_sets_end_in_one_line(folders, tmp_path):
             writer.extend(np.zeros((4, size, size, 3), np.uint8))
     for arguments, code, said in (
         ([tmp_path / "empty", "--against", folders / "real"], 1, "holds no video"),
-        ([folders / "real", "--against", tmp_path / "none", "--num-frames", 4], 1, "does not exist"),
+        ([folders / "real", "--against", tmp_path / "none", "--num-frames", 4], 2, "does not exist"),
         ([tmp_path / "mixed", "--against", folders / "real", "--num-frames", 4], 2, "2 sizes"),
         ([folders / "generated", "--against", folders / "real"], 1, "shorter than 16 frames"),
         (
@@ -350,3 +350,38 @@ def test_the_declaration_in_the_documentation_is_one():
 def test_importing_the_command_loads_no_torch():
     code = "import sys, vidgen.cli.eval; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_that_is_read_is_written(folders, tmp_path):
+    given = ["eval", folders / "generated", "--num-frames", 4, "--metric", "flicker_pixels"]
+    video = folders / "generated" / "00000.mp4"
+    (tmp_path / "text.safetensors").write_text("no statistics")
+    (tmp_path / "scores.json").write_text(run(*given, "--json").stdout)
+    files = {path: path.read_bytes() for path in (video, *tmp_path.glob("*.*"))}
+    real = ["--against", folders / "real", "--metric", "fvd"]
+    for arguments, said in (
+        (["--out", video], "exists and holds no scores"),
+        (["--compare", tmp_path / "scores.json", "--out", tmp_path / "scores.json"], "was given as an input"),
+        ([*real, "--save-statistics", tmp_path / "text.safetensors"], "exists and holds no statistics"),
+    ):
+        assert said in run(*given, *arguments, code=2).stderr
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_messages_name_the_flags_and_short_videos_are_skipped(folders, tmp_path):
+    shutil.copytree(folders / "real", tmp_path / "mixed")
+    write_folder(ShapesDataset(2, num_frames=2, size=16, seed=7), tmp_path / "short")
+    for i, path in enumerate(sorted((tmp_path / "short").glob("*.mp4"))):
+        shutil.copy(path, tmp_path / "mixed" / f"short-{i}.mp4")
+    given = ["eval", tmp_path / "mixed", "--num-frames", 4, "--metric", "flicker_pixels", "--captions", "none"]
+    assert "(--num-frames), leave these out (--skip-short)" in run(*given, code=1).stderr
+    result = run(*given, "--skip-short", "--json")
+    assert "2 of 14 videos" in result.stderr
+    score = Score.from_json(json.loads(result.stdout)["scores"][0])
+    whole = run("eval", folders / "real", *given[2:], "--json")
+    assert score == Score.from_json(json.loads(whole.stdout)["scores"][0])
+    assert score.num_generated == 12
+    write_folder(ShapesDataset(2, num_frames=4, size=32, seed=7), tmp_path / "large")
+    shutil.copy(tmp_path / "large" / "00000.mp4", tmp_path / "mixed" / "large.mp4")
+    assert "such as --size 64" in run(*given, "--skip-short", code=2).stderr
+    run(*given, "--skip-short", "--size", 16)

@@ -36,7 +36,7 @@ report = check_strategy("relay", config)
 sampler = vidgen.load("run", device="cpu")
 words = sampler.strategy.config.words
 print("words", *words)
-command("info", "relay", "--set", "width=8", "--frames", "40", "--json")
+command("info", "relay", "--set", "width=8", "--num-frames", "40", "--json")
 command("generate", "run", words[0], "--num-frames", "18", "--steps", "2", "--seed", "3", "--out", "long")
 made = Video.load("long").frames
 again = sampler(words[0], num_frames=18, num_inference_steps=2, seed=3).videos[0].frames

@@ -11,7 +11,8 @@ import pytest
 
 import vidgen
 from vidgen import checkpoint, plugins
-from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.checkpoint import hub
+from vidgen.errors import CheckpointError, CheckpointNotFoundError, InvalidArgumentError
 
 MODULE = """
 from importlib.resources import files
@@ -96,9 +97,9 @@ def test_checkpoint_set_aside_by_a_killed_writer_is_found(strategy, folder, same
 
 def test_what_was_tried_is_named(bundle, tmp_path, caplog):
     with pytest.raises(CheckpointError) as error:
-        checkpoint.locate("shapes/as_pat")
+        checkpoint.locate("user/as_path")
     assert "did you mean 'shapes/as_path'?); looking on the hub" in caplog.text  # before the wait for it
-    for part in ("no folder shapes/as_pat", "did you mean 'shapes/as_path'", "HF_HUB_OFFLINE"):
+    for part in ("no folder user/as_path", "did you mean 'shapes/as_path'", "HF_HUB_OFFLINE"):
         assert part in str(error.value)
     with pytest.raises(
         CheckpointError, match=r"does not exist \(no bundled model is called 'no/such/folder'\)"
@@ -107,6 +108,22 @@ def test_what_was_tried_is_named(bundle, tmp_path, caplog):
     (tmp_path / "file.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         checkpoint.locate(tmp_path / "file.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes/as_pat", "shapes/vmd", "shapes/x", "shape/vdm", "Shapes/VDM", "shpaes/ldm"]
+)
+def test_a_mistyped_bundled_name_does_not_ask_the_hub(bundle, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(
+        hub, "snapshot", lambda source, revision: asked.append((str(source), revision)) or bundle
+    )
+    with pytest.raises(CheckpointNotFoundError, match=rf"no bundled model is called '{name}'.*'{name}@main'"):
+        checkpoint.locate(name)
+    assert asked == []
+    assert checkpoint.locate(f"{name}@main") == checkpoint.locate(name, revision="main") == bundle
+    assert checkpoint.locate("ann/demo") == bundle
+    assert asked == [(f"{name}@main", None), (name, "main"), ("ann/demo", None)]
 
 
 def test_only_hub_ids_have_revisions(bundle, tmp_path):

@@ -69,7 +69,7 @@ def test_frames_at_a_rate(tmp_path):
 def test_size_is_one_or_given(tmp_path):
     write(tmp_path / "v" / "a.mp4", grey(10, 20, size=(16, 32)))
     write(tmp_path / "v" / "b.mp4", grey(10, 20, size=(16, 16)))
-    with pytest.raises(InvalidArgumentError, match=r"2 sizes .*1 of 32 x 16.*give the size"):
+    with pytest.raises(InvalidArgumentError, match=r"2 sizes .*1 of 32 x 16.*give the size .*--size 64"):
         open_videos(tmp_path / "v", View(num_frames=2))
     found = open_videos(tmp_path / "v", View(num_frames=2, size=(16, 24)))
     assert [found.clip(i).shape for i in range(2)] == [(3, 2, 16, 24)] * 2
@@ -223,3 +223,40 @@ def test_impossible_views_are_refused():
         View(crop="random")
     with pytest.raises(InvalidArgumentError, match="videos=0"):
         open_videos("shapes", View(), videos=0)
+
+
+def test_generated_videos_carry_their_captions(tmp_path):
+    prompts = {"a": "red", "b": {"0": "blue"}, "c": {"0": "red", "2": "blue"}, "d": None}
+    for name, prompt in prompts.items():
+        (tmp_path / "v").mkdir(exist_ok=True)
+        metadata = {} if prompt is None else {"prompt": prompt}
+        with VideoWriter(tmp_path / "v" / f"{name}.mp4", 8, metadata=metadata) as writer:
+            writer.extend(grey(1, 2))
+    view, want = View(num_frames=2), ("red", "blue", "", "")
+    for mode in ("auto", "metadata"):
+        assert open_videos(tmp_path / "v", view, captions=mode).captions == want
+    assert open_videos(tmp_path / "v", view, captions="none").captions == ("",) * 4
+    # in folders, whose names say less than the videos themselves
+    for name in "ab":
+        (tmp_path / "f" / name).mkdir(parents=True)
+        shutil.copy(tmp_path / "v" / f"{name}.mp4", tmp_path / "f" / name / "0.mp4")
+    assert open_videos(tmp_path / "f", view).captions == ("red", "blue")
+    assert open_videos(tmp_path / "f", view, captions="folder").captions == ("a", "b")
+    # what was written beside them says more
+    (tmp_path / "v" / "a.txt").write_text("green")
+    assert open_videos(tmp_path / "v", view).captions == ("green", "", "", "")
+    write(tmp_path / "plain" / "a" / "x.mp4", grey(1, 2))
+    write(tmp_path / "plain" / "b" / "y.mp4", grey(1, 2))
+    assert open_videos(tmp_path / "plain", view).captions == ("a", "b")
+    assert open_videos(tmp_path / "plain", view, captions="metadata").captions == ("", "")
+
+
+def test_short_videos_are_left_out_and_counted_where_asked(tmp_path, caplog):
+    for name, count in (("a", 8), ("b", 3), ("c", 4)):
+        write(tmp_path / "v" / f"{name}.mp4", grey(*range(count)))
+    found = open_videos(tmp_path / "v", View(num_frames=4), skip_short=True)
+    assert found.names == ("a", "c")
+    assert "1 of 3 videos" in caplog.text
+    assert "left out" in caplog.text
+    with pytest.raises(VideoError, match=r"3 of 3 videos .*--num-frames.*--skip-short"):
+        open_videos(tmp_path / "v", View(num_frames=9), skip_short=True)

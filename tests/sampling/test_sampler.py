@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import diffusers
 import numpy as np
@@ -488,3 +489,23 @@ def test_cost_takes_what_a_call_takes(sampler):
     assert sampler.cost("a", **call) == sampler.cost(prompt="a", num_frames=13)
     with pytest.raises(UnknownNameError, match="num_frame"):
         sampler.cost("a", num_frame=13)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Options of a strategy."""
+
+    scale: float | None = None
+    count: int = 1
+    way: str = "plain"
+    exact: bool = False
+
+
+def test_options_are_as_strict_with_numbers_as_the_samplers_own(sampler, monkeypatch):
+    monkeypatch.setattr(type(sampler.strategy), "Options", Weights)
+    for options in ({"scale": "3"}, {"scale": True}, {"count": "2"}):
+        ((name, value),) = options.items()
+        with pytest.raises(InvalidArgumentError, match=rf"{name} is {value!r} .*; expected a number"):
+            sampler("a", seed=0, **options)
+    made = sampler("a", seed=0, scale=3, count=np.int64(2), way="3", exact="true").metadata[0]["options"]
+    assert made == {"scale": 3.0, "count": 2, "way": "3", "exact": True}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from vidgen import plugins
 from vidgen.checkpoint.folder import settled
 from vidgen.components import INDEX, hub
-from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.errors import CheckpointError, CheckpointNotFoundError, InvalidArgumentError, UnknownNameError
 from vidgen.weights import newest_model
 
 __all__ = ["find_checkpoint", "locate"]
@@ -25,6 +26,8 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     safetensors files are fetched (once: later calls and ``HF_HUB_OFFLINE=1`` use the cache). A ``Path``,
     and a text that begins with ``/``, ``.`` or ``~``, is a folder and nothing else.
 
+    What looks like a mistyped bundled name is not looked for on the hub, unless a revision is given with it.
+
     Raises:
         CheckpointError: there is no checkpoint; the message lists what was tried.
         InvalidArgumentError: ``revision`` was given for something that is not on the hub.
@@ -39,6 +42,11 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
     remote = hub.parse(source)
     if remote is None:
         return find_checkpoint(path, _no_model(source))
+    if revision is None and remote.revision is None and _is_mistyped(source):
+        raise CheckpointNotFoundError(
+            f"{source!r} was not found: there is no folder {path}, and {_no_model(source)}. A repository of "
+            f"the hub that is called so is asked for by its revision: '{source}@main'."
+        )
     if _nearest_model(source):  # a hub that cannot be reached takes long to say so
         _logger.warning("%s; looking on the hub", _no_model(source))
     try:
@@ -68,11 +76,11 @@ def find_checkpoint(path: str | Path, tried: str = "") -> Path:
         return newest
     if not path.exists():
         tried = f" ({tried})" if tried else ""
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             f"there is no checkpoint at {path}: the folder does not exist{tried}. Train one with "
             f"`vidgen train vdm --data FOLDER --out {path}`."
         )
-    raise CheckpointError(
+    raise CheckpointNotFoundError(
         f"{path} is no checkpoint: it holds neither {INDEX} nor checkpoints/step-*/model. Expected a folder "
         "written by vidgen."
     )
@@ -92,6 +100,16 @@ def _refuse_revision(source: str | Path, revision: str | None, what: str) -> Non
 
 def _nearest_model(name: str) -> str | None:
     return UnknownNameError("model", name, plugins.available(plugins.MODELS)).nearest
+
+
+def _is_mistyped(name: str) -> bool:
+    """Whether ``name`` is meant as a bundled model's: it has the first part of one, or differs little."""
+    known = {model.lower() for model in plugins.available(plugins.MODELS)}
+    given = name.lower()
+    first = given.partition("/")[0]
+    return any(model.partition("/")[0] == first for model in known) or bool(
+        get_close_matches(given, known, n=1, cutoff=0.8)
+    )
 
 
 def _no_model(name: str) -> str:

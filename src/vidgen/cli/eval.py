@@ -11,7 +11,7 @@ import typer
 
 from vidgen.cli import logs
 from vidgen.cli.options import Device, Json, Quiet, Verbose
-from vidgen.errors import InvalidArgumentError
+from vidgen.errors import InvalidArgumentError, VidgenError
 
 if TYPE_CHECKING:
     from vidgen.metrics.evaluate import Settings
@@ -65,7 +65,12 @@ def eval_(
         float | None, typer.Option(help="Rate to resample both sets to, instead of a stride.")
     ] = None,
     videos: Annotated[int | None, typer.Option(help="At most this many of each set; default all.")] = None,
-    captions: Annotated[str, typer.Option(help="auto, txt, csv, jsonl, folder or none.")] = "auto",
+    captions: Annotated[
+        str, typer.Option(help="auto, txt, csv, jsonl, folder, metadata (of generated videos) or none.")
+    ] = "auto",
+    skip_short: Annotated[
+        bool, typer.Option("--skip-short", help="Leave out, and count, videos of fewer frames.")
+    ] = False,
     block: Annotated[int, typer.Option(help="Frames of a block of b_fvd.")] = 16,
     splits: Annotated[int, typer.Option(help="Parts of the set for is.")] = 10,
     best_of: Annotated[
@@ -82,6 +87,9 @@ def eval_(
         Path | None, typer.Option(metavar="FILE", help="Keep the real set's statistics (.safetensors).")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that were given, or that something else made.")
+    ] = False,
     compare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Scores of another run (--out) to compare with.")
     ] = None,
@@ -92,9 +100,11 @@ def eval_(
 ) -> None:
     """Score a folder of videos, alone or against another; each number says how it was made."""
     logs.shift(quiet - verbose)
-    others = None if compare is None else _read(compare)  # before hours of work, as is the check of --out
+    others = None if compare is None else _read(compare)  # before hours of work, as are the checks of files
     if out is not None:
         _check_out(out)
+    if not overwrite:
+        _check_files(out, save_statistics, [generated, against, compare, *(lpips or [])])
     from vidgen.metrics.evaluate import Settings
     from vidgen.metrics.sources import View
 
@@ -103,6 +113,7 @@ def eval_(
         view=view,
         videos=videos,
         captions=captions,
+        skip_short=skip_short,
         seed=seed,
         splits=splits,
         block=block,
@@ -119,7 +130,7 @@ def eval_(
     else:
         typer.echo("\n".join(str(score) for score in scores))
     if out is not None:  # after they were printed: they stay if the disk is full
-        _write(out, scores)
+        _write(out, _document(scores))
     if others is not None:
         for line in _differences(scores, others, str(compare)):
             typer.echo(line, err=as_json)
@@ -183,6 +194,38 @@ def _document(scores: Sequence[Score]) -> dict[str, Any]:
     return {"format": FORMAT, "scores": [score.to_json() for score in scores]}
 
 
+def _check_files(out: Path | None, statistics: Path | None, inputs: Sequence[str | Path | None]) -> None:
+    """Refuse to write over what is read, or over anything but scores and statistics of earlier evaluations."""
+    from vidgen.sampling.replacing import refuse_inputs
+
+    outputs = [path for path in (out, statistics) if path is not None]
+    refuse_inputs(outputs, [Path(path) for path in inputs if path is not None])
+    checks = ((out, _are_scores, "scores"), (statistics, _are_statistics, "statistics"))
+    for path, is_own, kind in checks:
+        if path is not None and path.exists() and not is_own(path):
+            raise InvalidArgumentError(
+                f"{path} exists and holds no {kind}. Write to another file, or say so: --overwrite."
+            )
+
+
+def _are_scores(path: Path) -> bool:
+    try:
+        _read(path)
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _are_statistics(path: Path) -> bool:
+    from vidgen.metrics.statistics import HalvedStatistics
+
+    try:
+        HalvedStatistics.load(path)
+    except VidgenError:
+        return False
+    return True
+
+
 def _check_out(path: Path) -> None:
     if path.is_dir():
         raise InvalidArgumentError(
@@ -191,10 +234,10 @@ def _check_out(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _write(path: Path, scores: Sequence[Score]) -> None:
+def _write(path: Path, document: dict[str, Any]) -> None:
     from vidgen.config import write_json
 
-    write_json(path, _document(scores))
+    write_json(path, document)
 
 
 def _read(path: Path) -> list[Score]:

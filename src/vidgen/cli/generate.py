@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 
 from vidgen.cli import logs
 from vidgen.cli.options import Device, Quiet, Verbose, model_names, span
+from vidgen.cli.prompts import caption_file, check_captions, read_prompts, write_captions
+from vidgen.cli.sheets import check_sheet, draw_sheet, mark_of
 from vidgen.errors import InvalidArgumentError
 
 __all__ = ["generate"]
@@ -23,6 +26,32 @@ Source = Annotated[
     ),
 ]
 Prompts = Annotated[list[str] | None, typer.Argument(help="One or more prompts.")]
+MorePrompts = Annotated[
+    list[str] | None, typer.Option("--prompt", metavar="TEXT", help="One more prompt. Repeatable.")
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="More prompts: one a line, or JSON lines with a `prompt` each (.jsonl)."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps of every call.")
+]
+NumVideos = Annotated[int, typer.Option("--num-videos", "--num-videos-per-prompt", help="Videos per prompt.")]
+Paste = Annotated[
+    bool,
+    typer.Option(
+        "--paste-given/--code-given", help="Show given pixels as they were given, or as the codec shows them."
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND|JSON",
+        help="Another noise prior, such as windowed-shuffle (FreeNoise), or "
+        '{"kind": "windowed-shuffle", "window": 8}.',
+    ),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace files that were given, or that something else made.")]
 Out = Annotated[Path, typer.Option(help="mp4, webm or gif; several videos are numbered.")]
 Sheet = Annotated[
     Path | None,
@@ -50,21 +79,24 @@ Pins = Annotated[
 ]
 
 _NAMES = {"steps": "num_inference_steps", "num_videos": "num_videos_per_prompt", "pin": "pins"}
+_APART = ("checkpoint", "device", "quiet", "verbose", "more_prompts", "prompt_file", "option")
 """Options whose name in Python is another."""
 
 
 def generate(
     checkpoint: Source,
     prompt: Prompts = None,
+    more_prompts: MorePrompts = None,
+    prompt_file: PromptFile = None,
     out: Out = Path("video.mp4"),
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
     num_frames: Annotated[int | None, typer.Option(help="Frames of the video.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps of every call.")] = None,
+    steps: Steps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.")] = None,
-    num_videos: Annotated[int, typer.Option(help="Videos per prompt.")] = 1,
+    num_videos: NumVideos = 1,
     seed: Annotated[int | None, typer.Option(help="Video i of a prompt uses seed + i.")] = None,
     frames: Frames = None,
     image: First = None,
@@ -73,12 +105,16 @@ def generate(
     mask: Mask = None,
     strength: Strength = None,
     pin: Pins = None,
+    paste_given: Paste = True,
     scheduler: Annotated[str | None, typer.Option(help="Another solver, such as UniPC.")] = None,
     eta: Annotated[float, typer.Option(help="Share of fresh noise in DDIM steps, 0 to 1.")] = 0.0,
+    noise_prior: Prior = None,
     batch_size: Annotated[int | None, typer.Option(help="Videos made at once.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep finished calls here, to go on from.")] = None,
     sheet: Sheet = None,
     sheet_columns: Columns = 8,
+    captions: Annotated[bool, typer.Option(help="Also write each prompt beside its video, as .txt.")] = False,
+    overwrite: Overwrite = False,
     option: Annotated[list[str] | None, typer.Option(help="The strategy's own: NAME=VALUE.")] = None,
     device: Device = None,
     quiet: Quiet = 0,
@@ -86,47 +122,83 @@ def generate(
 ) -> None:
     """Generate videos with a trained strategy and write them to files; say first what it will cost."""
     given = dict(locals())  # the first statement: exactly the arguments
-    logs.shift(given.pop("quiet") - given.pop("verbose"))
-    columns = given.pop("sheet_columns")
-    _check_sheet(given.pop("sheet"))
-    paths = _run(given.pop("checkpoint"), given.pop("device"), given)
+    logs.shift(quiet - verbose)
+    given["prompt"] = [
+        *(prompt or []),
+        *(more_prompts or []),
+        *(read_prompts(prompt_file) if prompt_file else []),
+    ]
+    asides = {name: given.pop(name) for name in ("sheet", "sheet_columns", "captions")}
+    mark = mark_of({**given, "sheet_columns": sheet_columns, "quiet": 0, "verbose": 0, "overwrite": False})
+    arguments = _arguments({name: value for name, value in given.items() if name not in _APART}, option or [])
+    prompts = [text for text in given["prompt"] or [""] for _ in range(num_videos)]
+    _check_places(arguments, asides, len(prompts), prompt_file)
     if sheet is not None:
-        _draw(paths, sheet, columns)
+        check_sheet(sheet, mark, overwrite=overwrite)
+    if captions and not overwrite:
+        check_captions(_paths(out, len(prompts)), prompts)
+    paths = _run(checkpoint, device, arguments)
+    if captions:
+        write_captions(paths, prompts)
+    if sheet is not None:
+        draw_sheet(paths, sheet, sheet_columns, mark)
 
 
-def _check_sheet(sheet: Path | None) -> None:
-    """Refuse now what could not be written after minutes of work."""
-    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InvalidArgumentError(f"--sheet was given {sheet}; expected a picture: .png, .jpg or .webp.")
+def _paths(out: Path, count: int) -> tuple[Path, ...]:
+    from vidgen.sampling.output import output_paths
+
+    return output_paths(out, count)
 
 
-def _draw(paths: list[Path], sheet: Path, columns: int) -> None:
-    from vidgen.video import Video
-    from vidgen.video.sheets import video_sheet
-
-    picture = video_sheet([Video.load(path) for path in paths], columns)
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    part = sheet.with_name(f".{sheet.stem}.part{sheet.suffix}")
-    picture.save(part)
-    part.replace(sheet)
-    typer.echo(str(sheet))
-
-
-def _run(checkpoint: str, device: str | None, given: dict[str, Any]) -> list[Path]:
+def _arguments(given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Return the arguments of the sampler."""
     from vidgen.cli.pictures import pictures
 
-    assignments = given.pop("option") or []
     arguments = {_NAMES.get(name, name): value for name, value in given.items()}
     options = _options(assignments, arguments)
+    arguments["prompt"] = arguments["prompt"] or None
     arguments |= pictures(arguments)
     arguments["frames"] = span(arguments["frames"], "--frames")
+    arguments["noise_prior"] = _prior(arguments["noise_prior"])
+    return {name: value for name, value in {**arguments, **options}.items() if value is not None}
+
+
+def _prior(text: str | None) -> str | dict[str, Any] | None:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(
+            f"--noise-prior was given {text!r}, which is no JSON ({error}); expected a kind, or "
+            '{"kind": ...}.'
+        ) from error
+    return found
+
+
+def _check_places(
+    arguments: dict[str, Any], asides: dict[str, Any], count: int, prompt_file: Path | None
+) -> None:
+    """Refuse files that would be written over each other, or over what is read."""
+    from vidgen.cli.pictures import named_files
+    from vidgen.sampling.replacing import refuse_inputs
+
+    outputs = list(_paths(arguments["out"], count))
+    if asides["captions"]:
+        outputs += [caption_file(path) for path in outputs]
+    if asides["sheet"] is not None:
+        outputs.append(asides["sheet"])
+    inputs = [*named_files(arguments), *([] if prompt_file is None else [prompt_file])]
+    refuse_inputs(outputs, () if arguments["overwrite"] else inputs)
+
+
+def _run(checkpoint: str, device: str | None, arguments: dict[str, Any]) -> list[Path]:
     from vidgen.sampling import load
 
     sampler = load(checkpoint, device=device)
     if logs.is_quiet():
         sampler.set_progress_bar_config(disable=True)
-    asked = {name: value for name, value in arguments.items() if value is not None}
-    result: Any = sampler(**asked, **options)
+    result: Any = sampler(**arguments)
     for path, used in zip(result.paths, result.seeds, strict=True):
         typer.echo(f"{path} (seed {used})")
     return [Path(path) for path in result.paths]
@@ -137,13 +209,22 @@ def _options(assignments: list[str], taken: dict[str, Any]) -> dict[str, Any]:
     for name, equals, value in pairs:
         if not equals:
             raise InvalidArgumentError(f"--option was given {name + value!r}; expected NAME=VALUE.")
-        if name in taken or name in _arguments():
+        if name in taken or name in _sampler_arguments():
             use = _instead(name, taken)
             raise InvalidArgumentError(f"--option {name} is no option of the strategy; {use}.")
-    return {name: value for name, _, value in pairs}
+    return {name: _number_or_text(value) for name, _, value in pairs}
 
 
-def _arguments() -> set[str]:
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _sampler_arguments() -> set[str]:
     """Return the names of the sampler's own arguments, which are none of a strategy's."""
     from vidgen.sampling import Sampler
 
@@ -153,7 +234,7 @@ def _arguments() -> set[str]:
 
 def _instead(name: str, taken: dict[str, Any]) -> str:
     if name == "prompt":
-        return "write prompts after the checkpoint"
+        return "write prompts after the checkpoint, or use --prompt"
     if name not in taken:
         return f"the sampler's argument {name!r} is for Python alone. Leave it out"
     flags = {python: flag for flag, python in _NAMES.items()}

@@ -46,7 +46,7 @@ def info(
         str | None,
         typer.Option(help="Which recipe of the strategy; default: tiny.", autocompletion=recipes_of_name),
     ] = None,
-    frames: Annotated[
+    num_frames: Annotated[
         int | None, typer.Option(help="Video frames of the plan; default: the strategy's own.")
     ] = None,
     assignments: Assignments = None,
@@ -64,10 +64,10 @@ def info(
                 f"--recipe or --set was given, and {name} is a checkpoint, which is trained already. Give a "
                 "strategy with them, or leave them out."
             )
-        found = describe_checkpoint(name, num_frames=frames)
+        found = describe_checkpoint(name, num_frames=num_frames)
         lines = [*_checkpoint_lines(found), *(_cost_lines(found) if "plan" in found else ())]
     else:
-        found = describe(name, recipe or "tiny", num_frames=frames, assignments=assignments or [])
+        found = describe(name, recipe or "tiny", num_frames=num_frames, assignments=assignments or [])
         title = f"{found['strategy']} by the recipe {found['recipe']}"
         lines = [title, *_component_lines(found), *_cost_lines(found)]
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))

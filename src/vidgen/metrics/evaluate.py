@@ -41,7 +41,15 @@ from vidgen.metrics.requirements import (
     check_sets,
 )
 from vidgen.metrics.score import Score
-from vidgen.metrics.sources import Source, VideoSet, View, choose, is_procedural, open_videos
+from vidgen.metrics.sources import (
+    Source,
+    VideoSet,
+    View,
+    check_there,
+    choose,
+    is_procedural,
+    open_videos,
+)
 from vidgen.metrics.statistics import HalvedStatistics
 from vidgen.metrics.video_meters import (
     ClipsimMeter,
@@ -108,6 +116,9 @@ def evaluate(
     check_given(metrics, given, settings)
     if save_statistics is not None:
         check_saving(save_statistics, metrics, given)
+    for source in (generated, real):
+        if source is not None:
+            check_there(source)
     judged = _open(generated, settings.view, settings)
     against = None if real is None or stored else _open_real(real, judged, settings)
     check_sets(metrics, judged, against, given, settings)
@@ -192,6 +203,7 @@ def _open(source: Source, view: View, settings: Settings) -> VideoSet:
         view,
         videos=settings.videos,
         captions=settings.captions,
+        skip_short=settings.skip_short,
         seed=settings.seed,
         cache_dir=settings.cache_dir,
         progress=settings.progress,
@@ -207,7 +219,7 @@ def _open_real(source: Source, generated: VideoSet, settings: Settings) -> Video
         sizes = [f"{width} x {height}" for height, width in (generated.size, real.size)]
         raise InvalidArgumentError(
             f"{generated.name} has videos of {sizes[0]} pixels and {real.name} of {sizes[1]}; give the size at "
-            "which both are to be scored."
+            "which both are to be scored, such as --size 64 (View(size=64))."
         )
     _warn_of_rates(generated, real.name, real.seen_rates)
     return real
@@ -218,8 +230,8 @@ def _warn_of_rates(generated: VideoSet, name: str, rates: list[int | float] | No
     own = generated.seen_rates
     if own is not None and rates != own:
         logger.warning(
-            "%s has %s frames per second and %s has %s, so that equal motion looks unequal; give fps to score "
-            "both at one rate.",
+            "%s has %s frames per second and %s has %s, so that equal motion looks unequal; give fps (--fps) "
+            "to score both at one rate.",
             *(generated.name, own, name, "unknown ones" if rates is None else rates),
         )
 

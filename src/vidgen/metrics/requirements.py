@@ -43,7 +43,8 @@ class Settings:
     Args:
         view: which frames, at which size; part of every protocol.
         videos: at most this many of each set, drawn by ``seed``; default all.
-        captions: where captions of folders are, see ``video.captions``.
+        captions: where captions of folders are, see ``sources.open_videos``.
+        skip_short: leave out, and count, videos of folders that are shorter than ``view`` looks at.
         seed: of what is drawn: videos, halves for the null, splits.
         kept: videos of each set whose features are kept for the kernel distance.
         splits: of the inception score.
@@ -64,6 +65,7 @@ class Settings:
     view: View = field(default_factory=View)
     videos: int | None = None
     captions: str = "auto"
+    skip_short: bool = False
     seed: int = 0
     kept: int = 2048
     splits: int = 10

@@ -1,16 +1,17 @@
 """Sets of videos to be scored: a folder, procedural data or a dataset, each video once and in order.
 
-Scoring is strict where training is lenient: a file that is broken, too short or of another size is an error
-and never skipped, since a score over other videos than were meant is no score.
+Scoring is strict where training is lenient: a file that is broken, too short or of another size is an error,
+since a score over other videos than were meant is no score. Short ones are left out where that is asked for.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.errors import InvalidArgumentError, VideoError, VideoNotFoundError
 from vidgen.video.checks import check_name
 from vidgen.video.clips import ClipDataset, ClipSample
 from vidgen.video.dataset import PROCEDURAL, DataConfig, open_dataset
@@ -30,11 +31,17 @@ from vidgen.video.index import FrameIndex
 from vidgen.video.index_cache import VideoRecord
 from vidgen.video.reader import VideoReader
 from vidgen.video.transforms import crop_box, scaled_size, to_clip
+from vidgen.video.writer import read_metadata
 from vidgen.weights import digest_of
 
-__all__ = ["Batch", "Source", "VideoSet", "View", "choose", "is_procedural", "open_videos"]
+__all__ = ["Batch", "Source", "VideoSet", "View", "check_there", "choose", "is_procedural", "open_videos"]
 
 CROPS = ("center", "none")
+
+METADATA = "metadata"
+"""The captions that generated videos carry in themselves."""
+
+logger = logging.getLogger("vidgen.metrics")
 
 NUM_DRAWN = 2048
 """Videos of procedural data where nothing else is said: FVD's usual number."""
@@ -173,6 +180,7 @@ def open_videos(
     *,
     videos: int | None = None,
     captions: str = "auto",
+    skip_short: bool = False,
     seed: int = 0,
     cache_dir: str | None = None,
     progress: bool = False,
@@ -185,13 +193,16 @@ def open_videos(
             and the rest comes from ``view``; the clips of a dataset must already be as ``view`` says.
         videos: at most this many, drawn without replacement and kept in order; default all (of procedural
             data named by a word: 2,048).
-        captions: where those of a folder are, see ``video.captions``.
+        captions: where those of a folder are, see ``video.captions``; or ``"metadata"``: the prompts in files
+            that vidgen generated, where ``"auto"`` looks too if there is nothing else than names of folders.
+        skip_short: leave out, and count, the videos of a folder that are shorter than ``view`` looks at.
         seed: draws ``videos`` of them.
         cache_dir: where what is learnt of files is kept, as in ``DataConfig``.
         progress: show a bar while files are indexed.
 
     Raises:
-        VideoError: a folder that is missing, empty, or holds a broken or too short video.
+        VideoNotFoundError: a folder that is missing.
+        VideoError: one that is empty, or holds a broken or too short video.
         InvalidArgumentError: videos of several sizes without ``view.size``, clips of a dataset that are not
             as ``view`` says, or ``videos`` below 1.
     """
@@ -210,7 +221,7 @@ def open_videos(
     if source.path in PROCEDURAL:
         data = open_dataset(_procedural(source, view), progress=progress)
         return _DatasetVideos(data, view, source.path, choose(len(data), videos, seed))
-    return _FolderVideos(source, view, videos, seed, progress)
+    return _FolderVideos(source, view, videos, seed, progress, skip_short)
 
 
 def _procedural(config: DataConfig, view: View) -> DataConfig:
@@ -228,6 +239,20 @@ def _procedural(config: DataConfig, view: View) -> DataConfig:
     return replace(config, clip_length=view.num_frames, frames=reach, stride=stride, size=size, flip=False)
 
 
+def check_there(source: Source) -> None:
+    """Refuse a folder that is not there; quick, whatever else it takes to open one.
+
+    Raises:
+        VideoNotFoundError: it does not exist.
+    """
+    if isinstance(source, ClipDataset) or is_procedural(source):
+        return
+    path = Path(source.path if isinstance(source, DataConfig) else source).expanduser()
+    if not path.exists():
+        known = " or ".join(sorted(PROCEDURAL))
+        raise VideoNotFoundError(f"{path} does not exist. Give a folder of videos, or {known}.")
+
+
 def is_procedural(source: Source) -> bool:
     """Say whether ``source`` is drawn, at whatever size is asked for."""
     path = source.path if isinstance(source, DataConfig) else source
@@ -241,6 +266,14 @@ def choose(count: int, videos: int | None, seed: int) -> list[int]:
     draws = Draws("vidgen.metrics.videos", seed)
     ranked = sorted(range(count), key=lambda _: draws.uniform())
     return sorted(ranked[:videos])
+
+
+def _prompt_in(file: Path) -> str:
+    """Return the prompt in the metadata of a video; empty where there is none, or several by frame."""
+    prompt = read_metadata(file).get("prompt")
+    if isinstance(prompt, dict) and len(prompt) == 1:
+        (prompt,) = prompt.values()
+    return prompt if isinstance(prompt, str) else ""
 
 
 class _DatasetVideos(VideoSet):
@@ -286,12 +319,25 @@ class _DatasetVideos(VideoSet):
 class _FolderVideos(VideoSet):
     """The first frames of each video file of a folder."""
 
-    def __init__(self, source: DataConfig, view: View, videos: int | None, seed: int, progress: bool) -> None:
+    def __init__(
+        self,
+        source: DataConfig,
+        view: View,
+        videos: int | None,
+        seed: int,
+        progress: bool,
+        skip_short: bool = False,
+    ) -> None:
         self.root, self.view = Path(source.path).expanduser(), view
         self.name = self.root.name or str(self.root)
+        check_there(source)
         # For its index, which is kept between runs, and its captions; its random clips are for training.
         folder = VideoFolder(
-            self.root, clip_length=1, captions=source.captions, cache_dir=source.cache_dir, progress=progress
+            self.root,
+            clip_length=1,
+            captions="none" if source.captions == METADATA else source.captions,
+            cache_dir=source.cache_dir,
+            progress=progress,
         )
         if folder.broken:
             name, reason = next(iter(folder.broken.items()))
@@ -299,15 +345,13 @@ class _FolderVideos(VideoSet):
                 f"{len(folder.broken)} videos in {self.root} cannot be read (first: {name}: {reason}); a score "
                 "leaves none out. Remove or replace them."
             )
-        everything = sorted(folder.records)
+        everything = self._long_enough(folder.records, skip_short)
         self.files = [everything[place] for place in choose(len(everything), videos, seed)]
         self.records = {file: folder.records[file] for file in self.files}
-        self._check_lengths()
         self.size = view.pixels or self._one_size()
         self.names = tuple(PurePosixPath(file).with_suffix("").as_posix() for file in self.files)
         self.rates = tuple(sorted({record.fps for record in self.records.values()}))
-        spans = [folder.captions.spans[file] for file in self.files]
-        self.captions = tuple(span[0].caption if len(span) == 1 else "" for span in spans)
+        self.captions = self._captions(folder, source.captions)
         self.contents = tuple(self.records[file].key for file in self.files)
 
     def clip(self, index: int) -> Float[Tensor, "3 f h w"]:
@@ -326,16 +370,32 @@ class _FolderVideos(VideoSet):
             return list(range(0, self.view.reach, self.view.stride))
         return [index.nearest(tick / self.view.fps) for tick in range(self.view.num_frames)]
 
-    def _check_lengths(self) -> None:
-        short = [file for file, record in self.records.items() if self._is_short(record)]
-        if short:
-            record = self.records[short[0]]
-            rate = f"{self.view.fps:g} fps" if self.view.fps else f"stride {self.view.stride}"
+    def _captions(self, folder: VideoFolder, mode: str) -> tuple[str, ...]:
+        if mode == METADATA or (mode == "auto" and folder.captions.mode in ("none", "folder")):
+            prompts = tuple(_prompt_in(self.root / file) for file in self.files)
+            if any(prompts) or mode == METADATA:
+                return prompts
+        spans = [folder.captions.spans[file] for file in self.files]
+        return tuple(span[0].caption if len(span) == 1 else "" for span in spans)
+
+    def _long_enough(self, records: Mapping[str, VideoRecord], skip: bool) -> list[str]:
+        """Return the files that hold all frames that are looked at."""
+        short = sorted(file for file, record in records.items() if self._is_short(record))
+        if not short:
+            return sorted(records)
+        record = records[short[0]]
+        rate = f"{self.view.fps:g} fps" if self.view.fps else f"stride {self.view.stride}"
+        said = (
+            f"{len(short)} of {len(records)} videos in {self.root} are shorter than {self.view.num_frames} "
+            f"frames at {rate} (first: {short[0]}, {record.num_frames} frames, {record.duration:.2f} s)"
+        )
+        if not skip or len(short) == len(records):
             raise VideoError(
-                f"{len(short)} of {len(self.records)} videos in {self.root} are shorter than "
-                f"{self.view.num_frames} frames at {rate} (first: {short[0]}, {record.num_frames} frames, "
-                f"{record.duration:.2f} s); look at fewer frames, or give longer videos."
+                f"{said}; look at fewer frames (--num-frames), leave these out (--skip-short), or give longer "
+                "videos."
             )
+        logger.warning("%s; they are left out.", said)
+        return sorted(records.keys() - set(short))
 
     def _is_short(self, record: VideoRecord) -> bool:
         if self.view.fps is None:
@@ -350,6 +410,6 @@ class _FolderVideos(VideoSet):
             found = ", ".join(f"{count} of {w} x {h}" for (h, w), count in sizes.most_common(4))
             raise InvalidArgumentError(
                 f"the videos in {self.root} have {len(sizes)} sizes ({found}); give the size at which they are "
-                "to be scored."
+                "to be scored, such as --size 64 (View(size=64))."
             )
         return next(iter(sizes))

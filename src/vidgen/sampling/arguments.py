@@ -297,7 +297,11 @@ class Arguments:
             if name not in own:
                 known = own | {f.name for f in dataclasses.fields(Arguments)} - {"options"}
                 raise UnknownNameError(f"argument of sampling {strategy.name!r}", name, known)
-        return configs.from_dict(strategy.Options, self.options)
+        options: Any = configs.from_dict(strategy.Options, self.options)
+        for name, value in self.options.items():  # as strict as the sampler's own numbers
+            if isinstance(value, str | bool) and type(getattr(options, name)) in (int, float):
+                raise InvalidArgumentError(f"{name} is {value!r} ({type(value).__name__}); expected a number.")
+        return options
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         height = _positive("height", self.height, defaults.height)
