@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_info_says_what_a_run_is(trained):
     }
     words = recipe["model"]["words"]
     assert found["prompts"] == {"kind": "words", "words": words, "max_words": recipe["model"]["max_words"]}
-    lines = run("info", trained / "run", "--frames", 8).stdout.splitlines()
+    lines = run("info", trained / "run", "--num-frames", 8).stdout.splitlines()
     assert lines[:4] == [
         f"{trained / 'run'}: vdm",
         "  makes 4 frame(s) of 16 x 16 at 8 per second, in 50 solver steps at guidance scale 2",
@@ -337,8 +338,8 @@ def test_terminated_leaves_nothing_behind(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Engine, "run", lambda self: terminated(self, None))
     before = signal.getsignal(signal.SIGTERM)
     for out in ("v.mp4", "frames"):
-        stderr = run("generate", trained / "run", "--out", tmp_path / out, code=143).stderr
-        assert stderr.endswith("vidgen: terminated\n")
+        stderr = run("generate", trained / "run", "--out", tmp_path / out, code=130).stderr
+        assert stderr.endswith("vidgen: interrupted\n")
     assert not any(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -46,8 +46,8 @@ def test_nothing_heavy_is_loaded(code):
         ("vidgen tr", ["train"]),
         ("vidgen train v", ["vdm"]),
         ("vidgen train vdm --recipe t", ["tiny"]),
-        ("vidgen info vdm --recipe=", ["small", "tiny"]),
-        ("vidgen train --recipe vdm/", ["vdm/small", "vdm/tiny"]),
+        ("vidgen info vdm --recipe=", ["medium", "small", "tiny"]),
+        ("vidgen train --recipe vdm/", ["vdm/medium", "vdm/small", "vdm/tiny"]),
         ("vidgen train unheard-of --recipe ti", []),
     ],
 )

@@ -355,6 +355,10 @@ CAUSES = {
         broken_stage(losses=losses_by(lambda stage, batch, step, value: value * len(batch))),
         {"losses are means over clips": "as the mean over pieces of 1"},
     ),
+    "training alone, undeclared": (
+        broken(training_only=("judge",)),
+        {"shared without what only training needs": r"names \['judge'\], which component_types does not"},
+    ),
     "loss of chance": (
         broken_stage(losses=losses_by(lambda stage, batch, step, value: value * ambient("torch"))),
         {"training draws by keys": "draws from torch's global random state"},

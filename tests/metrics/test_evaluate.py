@@ -456,7 +456,7 @@ def test_unequal_rates_are_said(pairs, caplog):
     assert "equal motion looks unequal" in caplog.text
     caplog.clear()
     evaluate(pairs / "generated", pairs / "real", settings=Settings(view=View(num_frames=2, fps=8)), **given)
-    assert not caplog.text
+    assert "equal motion looks unequal" not in caplog.text
 
 
 def test_scores_survive_json(folders):

@@ -301,7 +301,7 @@ def test_damage_found_while_reading_is_replaced_the_same_way_whatever_came_befor
     with caplog.at_level(logging.WARNING):
         forwards = {draw: data[1, draw] for draw in range(12)}
     assert list(data.broken) == ["00001.mp4"]
-    assert len(caplog.messages) == 1
+    assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 1
     again = videos_in(copy)
     for draw in reversed(range(12)):
         sample = again[1, draw]

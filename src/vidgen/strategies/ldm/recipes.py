@@ -74,7 +74,7 @@ def shapes() -> Recipe:
         strategy="ldm",
         model=LDMConfig(
             codec="shapes/codec",
-            widths=(64, 96),
+            widths=(48, 80),
             head_dim=16,
             text_width=64,
             drop_text=0.1,
@@ -85,8 +85,8 @@ def shapes() -> Recipe:
         # Four frames of many videos are soon encoded, and are as good as any four.
         data=DataConfig(clip_length=1, frames=4, size=64, videos=8192, hold_out=0.1),
         training=TrainingConfig(
-            steps=12000,
-            batch_size=32,
+            steps=20000,
+            batch_size=64,
             learning_rate=1e-3,
             lr_schedule="cosine",
             warmup_steps=200,
