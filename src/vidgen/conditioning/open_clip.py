@@ -69,8 +69,8 @@ class _OpenClip(nn.Module):
         """Build what ``save_pretrained`` wrote, and verify the weights by their hash.
 
         A weights file that has moved is also looked for in ``folder``. On the meta device no weights are
-        read. A repository of the hub that the configuration names, and open_clip does not, is loaded only within
-        ``vidgen.components.repositories_allowed`` (``vidgen.load(..., repositories=[...])``).
+        read. A repository of the hub that the configuration names, and open_clip does not, is loaded only
+        within ``vidgen.components.repositories_allowed`` (``vidgen.load(..., repositories=[...])``).
 
         Raises:
             CheckpointError: ``folder`` holds no such configuration, or the weights are missing, no

@@ -160,8 +160,8 @@ class OpenClipSource:
         if described > 2 * held + _SLACK:  # open_clip fits some layouts and sizes itself
             raise CheckpointError(
                 f"{file} holds {held:,} weights, and the configuration of {self.model!r} describes "
-                f"{described:,}: it cannot be loaded as weights of that model. One of the two was changed, or is "
-                "of another model."
+                f"{described:,}: it cannot be loaded as weights of that model. One of the two was changed, or "
+                "is of another model."
             )
 
     def _network(self, parts: int) -> Any:
