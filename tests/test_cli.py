@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,120 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     run("data", "make", "shapes", root / "clips", "--count", 3, "--num-frames", 8, "--size", 16)
     result = run("train", "vdm", "--data", root / "clips", "--out", root / "run", "--device", "cpu", *SMALL)
-    assert '"clip_length": 4' in result.stdout  # the resolved recipe is printed
+    (root / "said").write_text(result.stdout)
     return root
+
+
+def test_train_sums_up_what_it_resolved_and_says_what_to_do_next(trained, tmp_path):
+    said = (trained / "said").read_text()
+    words = json.loads((trained / "run" / "recipe.json").read_text())["model"]["words"]
+    caption = sorted((trained / "clips").glob("*.txt"))[0].read_text().strip()
+    assert said.splitlines() == [
+        f"vdm by the recipe vdm/tiny, on 3 videos of {trained / 'clips'}",
+        f"  clips of 4 frame(s) of 16 x 16, {len(words)} words in captions: {', '.join(words[:12])}"
+        + ", ..." * (len(words) > 12),
+        *[line for line in said.splitlines() if line.endswith(" parameters")],
+        "  3 steps of denoiser, 2 clips each, learning rate 0.002 (cosine), on cpu in float32",
+        f"  saved every 200 steps in {trained / 'run'}; all settings: {trained / 'run' / 'recipe.json'}",
+        f"trained: {trained / 'run'}",
+        f"now: vidgen generate {trained / 'run'} '{caption}' --out video.mp4",
+    ]
+    counts = re.findall(r"^  (?:codec|unet|temporal|text_encoder): [\d,]+ parameters$", said, re.MULTILINE)
+    assert len(counts) == 4
+    arguments = ["train", "vdm", "--data", trained / "clips", "--out", tmp_path / "quiet", "--device", "cpu"]
+    quiet = run(*arguments, *SMALL, "-q")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_a_dry_run_knows_the_data_and_writes_nothing(trained, tmp_path):
+    arguments = ["train", "vdm", "--data", trained / "clips", "--out", tmp_path / "dry", *SMALL, "--dry-run"]
+    found = json.loads(run(*arguments).stdout)
+    kept = json.loads((trained / "run" / "recipe.json").read_text())
+    assert found["model"] == kept["model"]
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_what_is_saved_and_what_to_run(trained, tmp_path, monkeypatch, kind):
+    from vidgen.denoising.stage import DenoisingStage
+
+    losses = DenoisingStage.losses
+
+    def interrupting(self, batch, step):
+        if step.index == 1:
+            signal.raise_signal(kind)
+        yield from losses(self, batch, step)
+
+    monkeypatch.setattr(DenoisingStage, "losses", interrupting)
+    command = ["train", "vdm", "--data", "my clips", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vidgen", *command])
+    monkeypatch.chdir(tmp_path)
+    Path("my clips").symlink_to(trained / "clips")
+    before = signal.getsignal(kind)
+    stderr = run("-q", *command, "--device", "cpu", *SMALL, code=130).stderr
+    assert stderr == (
+        "vidgen: interrupted. The checkpoint of step 2 is kept. To go on from there: "
+        "vidgen train vdm --data 'my clips' --out out\n"
+    )
+    assert signal.getsignal(kind) is before
+    info = run("info", "out")
+    assert "trained on 3 videos of clips; not finished: denoiser 2 of 3 steps" in info.stdout
+    assert "is not finished: denoiser 2 of 3 steps. What it generates" in info.stderr
+
+
+def test_sigterm_ends_any_command_as_ctrl_c_does(trained, monkeypatch):
+    from vidgen.sampling import Sampler
+
+    cleaned = []
+
+    def interrupted(*args, **kwargs):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(Sampler, "__call__", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("generate", trained / "run", code=130).stderr == "vidgen: interrupted\n"
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_info_says_what_a_run_is(trained):
+    found = json.loads(run("info", trained / "run", "--json").stdout)
+    recipe = json.loads((trained / "run" / "recipe.json").read_text())
+    assert found["training"] == {
+        "stages": [{"name": "denoiser", "step": 3, "steps": 3}],
+        "finished": True,
+        "data": {"name": "clips", "videos": 3},
+    }
+    words = recipe["model"]["words"]
+    assert found["prompts"] == {"kind": "words", "words": words, "max_words": recipe["model"]["max_words"]}
+    lines = run("info", trained / "run", "--frames", 8).stdout.splitlines()
+    assert lines[:4] == [
+        f"{trained / 'run'}: vdm",
+        "  makes 4 frame(s) of 16 x 16 at 8 per second, in 50 solver steps at guidance scale 2",
+        f"  prompts: up to {recipe['model']['max_words']} of {len(words)} words: {', '.join(words)}",
+        "  trained on 3 videos of clips; finished: denoiser 3 steps",
+    ]
+    assert "8 frames in 3 call(s)" in lines
+    same = json.loads(run("info", "vdm", *SMALL, f"--set=path={trained / 'clips'}", "--json").stdout)
+    counts = {name: value["parameters"] for name, value in found["components"].items()}
+    assert counts == {name: value["parameters"] for name, value in same["components"].items()}
+    assert (found["gmacs_per_call"], found["plan"]) == (same["gmacs_per_call"], same["plan"])
+
+
+def test_info_says_what_bundled_models_are():
+    lines = run("info", "shapes/codec").stdout.splitlines()
+    assert lines[0] == "shapes/codec: frame_codec"
+    assert lines[1].startswith("  trained on 16384 videos of shapes; finished: frame_codec ")
+    record = json.loads((plugins.model_folder("shapes/codec") / "record.json").read_text())
+    assert lines[-1] == f"  together  {record['parameters']['codec']:,} parameters"
+    found = json.loads(run("info", "shapes/ldm", "--json").stdout)
+    assert found["strategy"] == "ldm"
+    assert found["training"]["data"] == {"name": "shapes", "videos": 8192}
+    record = json.loads((plugins.model_folder("shapes/ldm") / "record.json").read_text())
+    assert {name: v["parameters"] for name, v in found["components"].items()} == record["parameters"]
 
 
 def test_data_train_generate(trained):
@@ -350,9 +463,26 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["train", "vdm", "--out", "x", "--set", "widht=3"], 2, "Did you mean 'width"),
         (["train", "vdm", "--out", "x", "--set", "steps"], 2, "expected NAME=VALUE"),
         (["train", "vdm"], 2, "Missing option"),
-        (["train", "vdm", "--data", "no/such/folder", "--out", "x"], 1, "does not exist"),
+        (["train", "vdm", "--data", "no/such/folder", "--out", "x"], 2, "does not exist"),
+        (["train", "vdm", "--data", __file__, "--out", "x"], 2, "is no folder"),
+        (["train", "vdm", "--data", "no/such/folder", "--out", "x", "--dry-run"], 2, "does not exist"),
+        (["train", "vdm", "--out", "x", "--dry-run", "--set", "steps=0"], 2, "training.steps is 0"),
+        (["train", "vdm", "--out", Path(__file__).parent], 2, "holds no recipe.json"),
+        (["models", "train", "shapes/vmd"], 2, "Did you mean 'shapes/vdm'"),
+        (["models", "assess", "no/such/folder"], 2, "is no folder"),
+        (["data", "make", "shapes", "x", "--count", "0"], 2, "num_videos=0"),
+        (["data", "make", "shapes", "x", "--size", "0"], 2, "size"),
+        (["data", "make", "shapes", "x", "--fps", "0"], 2, "--fps is 0.0"),
+        (["data", "make", "shapes", "x", "--fps", "nan"], 2, "--fps is nan"),
+        (["data", "make", "shapes", Path(__file__).parent], 2, "not an empty folder"),
+        (["data", "make", "shapes", __file__], 2, "not an empty folder"),
+        (["data", "index", __file__], 2, "is no folder"),
+        (["info", "vdm/tinny"], 2, "Did you mean 'vdm/tiny'"),
+        (["info", "shapes/vdm", "--recipe", "tiny"], 2, "is a checkpoint"),
+        (["info", "shapes/vdm", "--set", "steps=3"], 2, "is a checkpoint"),
+        (["info", "frame_codec"], 2, "unknown strategy"),
         (["data", "make", "shape", "x"], 2, "Did you mean 'shapes'"),
-        (["data", "inspect", "no/such/folder"], 1, "does not exist"),
+        (["data", "inspect", "no/such/folder"], 2, "does not exist"),
         (["generate", "no/such/folder"], 1, "does not exist"),
         (["generate", "shapes/unheard-of"], 1, "no bundled model is called 'shapes/unheard-of'"),
         (["info", "vmd"], 2, "Did you mean 'vdm'"),

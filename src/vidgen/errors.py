@@ -10,14 +10,17 @@ from difflib import get_close_matches
 
 __all__ = [
     "CheckpointError",
+    "CheckpointNotFoundError",
     "GenerationInterruptedError",
     "InvalidArgumentError",
     "MissingDependencyError",
     "PlanError",
+    "RunFolderError",
     "SchedulerError",
     "TrainingError",
     "UnknownNameError",
     "VideoError",
+    "VideoNotFoundError",
     "VidgenError",
     "shown",
 ]
@@ -40,12 +43,13 @@ class InvalidArgumentError(VidgenError, ValueError):
 class UnknownNameError(VidgenError, LookupError):
     """A name (strategy, scheduler, field, word, ...) that nothing answers to."""
 
-    def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
-        """Say which ``kind`` of name was ``given``, the nearest known one, and all known ones."""
+    def __init__(self, kind: str, given: str, known: Iterable[str], advice: str = "") -> None:
+        """Say which ``kind`` of name was ``given``, the nearest known one, all known ones, and ``advice``."""
         names = sorted(known)
         near = get_close_matches(given, names, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        more = f" {advice}" if advice else ""
+        super().__init__(f"unknown {kind} {given!r}.{hint} Known: {', '.join(names) or 'none'}.{more}")
         self.kind, self.given, self.known = kind, given, names
         self.nearest: str | None = near[0] if near else None
 
@@ -62,8 +66,20 @@ class VideoError(VidgenError, OSError):
     """A video file or folder cannot be read or written."""
 
 
+class VideoNotFoundError(VideoError, InvalidArgumentError):
+    """No video file or folder is at the place that was named."""
+
+
 class CheckpointError(VidgenError):
     """A checkpoint folder is missing, incomplete, of a foreign format, or unsafe."""
+
+
+class RunFolderError(CheckpointError, InvalidArgumentError):
+    """A folder was given for a training run that it cannot be: it holds something else, or is in use."""
+
+
+class CheckpointNotFoundError(CheckpointError, InvalidArgumentError):
+    """No checkpoint is at the place, or of the name, that was given."""
 
 
 class GenerationInterruptedError(VidgenError, RuntimeError):

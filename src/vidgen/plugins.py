@@ -21,6 +21,7 @@ from typing import Any
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
 
 __all__ = [
+    "INSTALL",
     "MODELS",
     "RECIPES",
     "STRATEGIES",
@@ -37,6 +38,8 @@ STRATEGIES = "vidgen.strategies"
 TRAINABLES = "vidgen.trainables"
 RECIPES = "vidgen.recipes"
 MODELS = "vidgen.models"
+INSTALL = "If a package adds it, install that package."
+
 _KIND = {STRATEGIES: "strategy", TRAINABLES: "trainable", RECIPES: "recipe", MODELS: "model"}
 
 
@@ -80,7 +83,8 @@ def check(group: str, name: str) -> None:
 def _point(group: str, name: str) -> EntryPoint:
     points = _points(group)
     if name not in points:
-        raise UnknownNameError(_KIND.get(group, group), name, points)
+        advice = INSTALL if group in (STRATEGIES, TRAINABLES) else ""
+        raise UnknownNameError(_KIND.get(group, group), name, points, advice)
     return points[name]
 
 
@@ -103,7 +107,8 @@ def load_trainable(name: str) -> Any:
     """
     group = _group_of(name)
     if name not in _points(group):
-        raise UnknownNameError("strategy or trainable", name, {**_points(STRATEGIES), **_points(TRAINABLES)})
+        known = {**_points(STRATEGIES), **_points(TRAINABLES)}
+        raise UnknownNameError("strategy or trainable", name, known, INSTALL)
     return load(group, name)
 
 

@@ -18,7 +18,15 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoiseKey, NoisePrior
 from vidgen.video.dataset import ClipBatch, ClipDataset
 
-__all__ = ["Loss", "OptimizerGroup", "Stage", "Trainable", "TrainingStep"]
+__all__ = [
+    "Loss",
+    "OptimizerGroup",
+    "Stage",
+    "StageRecord",
+    "Trainable",
+    "TrainingRecord",
+    "TrainingStep",
+]
 
 _T = TypeVar("_T", bound="Trainable")
 
@@ -88,6 +96,41 @@ class TrainingStep:
         return torch.cat([self.uniforms(i, stream, 1) for i in range(len(self.samples))])
 
 
+@dataclass(frozen=True)
+class StageRecord:
+    """How far one stage of training is: ``step`` of ``steps``."""
+
+    name: str
+    step: int
+    steps: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.step >= self.steps:
+            return f"{self.step} steps"
+        return f"{self.step} of {self.steps} steps" if self.step else "untrained"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What training lies behind a model; checkpoints keep it.
+
+    Args:
+        stages: all of them, in order.
+        finished: whether all is done that the recipe says.
+        data: what was trained on, in plain values: its ``name``, and how many ``videos`` it has.
+    """
+
+    stages: tuple[StageRecord, ...]
+    finished: bool
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say in one line how far the training is."""
+        stages = ", ".join(f"{stage.name} {stage}" for stage in self.stages)
+        return f"{'finished' if self.finished else 'not finished'}: {stages}"
+
+
 class Stage(ABC):
     """One stage of training.
 
@@ -136,6 +179,8 @@ class Trainable(ABC):
     Config: ClassVar[type]
     component_types: ClassVar[Mapping[str, tuple[type, ...]]]
     """The classes that each component may have; a checkpoint names one of them."""
+    training_record: TrainingRecord | None = None
+    """How it was trained, where that is known: the trainer sets it, checkpoints keep it."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Components that only training needs, such as a discriminator: what is shared may leave them out, and
     ``fresh`` makes them where training begins again."""
@@ -168,6 +213,13 @@ class Trainable(ABC):
         """Return ``config`` completed by what only the data tell (vocabulary, classes, ...)."""
         del dataset
         return config
+
+    def adapt(self, dataset: ClipDataset) -> None:
+        """Make ready for other data what is trained already: for new words in captions, say.
+
+        Training that goes on from a given model begins with it. By default nothing changes.
+        """
+        del dataset
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

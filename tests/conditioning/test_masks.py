@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from vidgen.conditioning import mask_of
-from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video import Video
 
 SIZE = (4, 6)
 PER_FRAME = [True, False, True]
@@ -34,6 +36,37 @@ def test_one_value_per_frame_holds_for_all_its_pixels(mask: Any) -> None:
     found = of(mask)
     assert found.dtype == torch.bool
     assert torch.equal(found, torch.tensor(PER_FRAME)[:, None, None].expand(3, *SIZE))
+
+
+def test_a_file_a_folder_and_an_animation_are_masks(tmp_path: Path) -> None:
+    white, black = Image.new("L", (6, 4), 255), Image.new("L", (6, 4), 0)
+    white.save(tmp_path / "a.png")
+    assert of(tmp_path / "a.png").all()
+    (tmp_path / "each").mkdir()
+    for i, value in enumerate(PER_FRAME):
+        (white if value else black).save(tmp_path / "each" / f"{i}.png")
+    white.save(tmp_path / "mask.gif", save_all=True, append_images=[black, white])
+    clip = np.stack([np.asarray(p.convert("RGB").resize((16, 16))) for p in (white, black, white)])
+    Video(clip, 8).save(tmp_path / "mask.mp4")
+    want = torch.tensor(PER_FRAME)[:, None, None].expand(3, *SIZE)
+    for name in ("each", "mask.gif"):
+        assert torch.equal(of(str(tmp_path / name)), want)
+    assert torch.equal(of(tmp_path / "mask.mp4", resize="crop"), want)
+    (tmp_path / "empty").mkdir()
+    for name, message in {"none.png": "does not exist", "empty": "holds no picture"}.items():
+        with pytest.raises(InvalidArgumentError, match=f"the mask is .*{name}, which {message}"):
+            of(tmp_path / name)
+    (tmp_path / "text.png").write_text("neither")
+    with pytest.raises(VideoError, match=r"text\.png"):
+        of(tmp_path / "text.png")
+
+
+def test_of_16_bits_white_begins_in_the_middle_and_what_is_transparent_stays() -> None:
+    grey = np.array([[0, 300, 32000, 33500, 65535, 65535]] * 4, np.uint16)
+    assert of(Image.fromarray(grey))[0, 0].tolist() == [False, False, False, True, True, True]
+    alpha = Image.fromarray(np.array([[0] * 3 + [255] * 3] * 4, np.uint8))
+    painted = Image.merge("LA", [Image.new("L", (6, 4), 255), alpha])
+    assert of(painted)[0, 0].tolist() == [False] * 3 + [True] * 3
 
 
 def picture() -> np.ndarray:
@@ -96,7 +129,7 @@ def test_crop_covers_and_keeps_the_centre() -> None:
         (np.full(SIZE, np.nan), "values from nan"),
         (np.full(SIZE, 1.5), "values from 1.5"),
         ([True, picture(), True], "entries of 2 shapes"),
-        ("101", "the mask is a str"),
+        (b"101", "the mask is a bytes"),
         (None, "the mask is a NoneType"),
     ],
 )

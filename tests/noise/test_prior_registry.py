@@ -81,7 +81,11 @@ def test_whole_numbers_pass_for_floats():
     [
         ({"a": 1.0}, InvalidArgumentError, "needs its 'kind', one of decomposed, independent"),
         ({"kind": 3}, InvalidArgumentError, "needs its 'kind'"),
-        ({"kind": "mixd"}, UnknownNameError, r"noise prior 'mixd'.*Did you mean 'mixed'"),
+        (
+            {"kind": "mixd"},
+            UnknownNameError,
+            r"noise prior 'mixd'.*'mixed'.*If a package adds it, install",
+        ),
         ({"kind": "mixed", "b": 1.0}, UnknownNameError, "parameter of noise prior 'mixed' 'b'"),
         ({"kind": "mixed", "a": "x"}, InvalidArgumentError, "a='x'; expected float"),
         ({"kind": "mixed", "a": True}, InvalidArgumentError, "a=True; expected float"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,117 @@ def test_image_and_last_image_are_pins_of_the_ends(sampler):
     np.testing.assert_allclose(made[[0, 12]], CLIP[:2], atol=1e-3)
     with pytest.raises(InvalidArgumentError, match="frame 0 is given twice: by image and by pins"):
         frames(sampler, image=first, pins={0: last})
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt", "pil"])
+def test_what_one_call_gives_another_takes(sampler, output_type):
+    """Frames of a result are its frames again: not washed out, and whatever their form."""
+    made = sampler("a", seed=0, num_frames=5, output_type=output_type)
+    plain = made.videos[0].frames
+    alike = {"rtol": 0, "atol": 1e-3 if output_type != "pil" else 0.6}
+    again = frames(sampler, num_frames=8, image=made.frames[0][-1])
+    np.testing.assert_allclose(again[0], frames(sampler, num_frames=5)[-1], **alike)
+    for video in (made.frames[0], made.frames, made.videos[0], made.videos):
+        continued = frames(sampler, num_frames=8, video=video)
+        np.testing.assert_allclose(continued[:5], frames(sampler, num_frames=5), rtol=0, atol=0.6)
+        assert np.abs(continued[:5] - plain).max() <= 0.51  # rounding to 8 bits
+
+
+def test_pictures_are_files_too(sampler, tmp_path):
+    Image.fromarray(CLIP[0]).save(tmp_path / "a.png")
+    Image.fromarray(CLIP[1]).save(tmp_path / "b.png")
+    first, last = tmp_path / "a.png", str(tmp_path / "b.png")
+    made = frames(sampler, image=first, last_image=last, pins={3: first})
+    np.testing.assert_array_equal(made, frames(sampler, image=CLIP[0], last_image=CLIP[1], pins={3: CLIP[0]}))
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "mask.png")
+    made = frames(sampler, video=CLIP[:8], mask=tmp_path / "mask.png")
+    np.testing.assert_array_equal(made, frames(sampler, video=CLIP[:8], mask=[True] * 8))
+
+
+@pytest.mark.parametrize("form", ["list", "array", "tensor"])
+def test_a_list_gives_a_picture_per_prompt(sampler, form, tmp_path):
+    pictures = {
+        "list": [CLIP[0], Image.fromarray(CLIP[1])],
+        "array": CLIP[:2] / 255,
+        "tensor": torch.from_numpy(CLIP[:2]).permute(0, 3, 1, 2) / 255,
+    }[form]
+    asked = {
+        "seed": 0,
+        "num_frames": 13,
+        "image": pictures,
+        "pins": {7: [CLIP[2], CLIP[3]]},
+        "last_image": CLIP[4],
+    }
+    made = sampler(["a", "b"], num_videos_per_prompt=2, **asked).frames
+    for i, prompt in enumerate("ab"):
+        own = {"image": CLIP[i], "pins": {7: CLIP[2 + i]}, "last_image": CLIP[4]}
+        alone = sampler(prompt, seed=0, num_frames=13, num_videos_per_prompt=2, **own).frames
+        np.testing.assert_allclose(made[2 * i : 2 * i + 2], alone, atol=1e-5)
+    for batch_size in (1, 3):
+        again = sampler(["a", "b"], num_videos_per_prompt=2, batch_size=batch_size, **asked).frames
+        np.testing.assert_allclose(again, made, atol=1e-5)
+    one = sampler("a", **asked)  # the prompt of both
+    assert one.frames.shape[0] == 2
+    np.testing.assert_allclose(one.frames[0], made[0], atol=1e-5)
+    sampler("a", work=tmp_path / "work", **asked)
+    with pytest.raises(CheckpointError, match="other settings"):
+        sampler("a", work=tmp_path / "work", **{**asked, "pins": {7: [CLIP[3], CLIP[2]]}})
+    with pytest.raises(InvalidArgumentError, match="2 pictures or videos were given in a list for 3 prompts"):
+        sampler(["a", "b", "c"], **asked)
+
+
+def test_a_bright_picture_of_a_batch_is_judged_with_the_others(sampler):
+    signed = torch.from_numpy(CLIP[:2]).permute(0, 3, 1, 2) / 127.5 - 1
+    signed[1] = signed[1].abs()
+    made = sampler(["a", "a"], seed=0, image=signed, num_frames=5).frames[:, 0] * 2 - 1
+    np.testing.assert_allclose(made, signed.permute(0, 2, 3, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["strength", "pixels", "continued"])
+def test_a_list_gives_a_video_per_prompt(sampler, how):
+    other = 255 - CLIP
+    mask = np.zeros((13, 8, 8), bool)
+    mask[:, 2:6] = True
+    more = {"strength": {"strength": 0.5}, "pixels": {"mask": mask}, "continued": {"num_frames": 15}}[how]
+    batch = torch.from_numpy(np.stack([CLIP, other])).permute(0, 1, 4, 2, 3) / 255
+    for video in ([CLIP, other], [Video(CLIP, 8), list(other)], batch):
+        made = sampler(["a", "b"], seed=0, video=video, batch_size=3, **more).frames
+        for i, (prompt, own) in enumerate((("a", CLIP), ("b", other))):
+            alone = sampler(prompt, seed=0, video=own, **more).frames[0]
+            np.testing.assert_allclose(made[i], alone, atol=1e-5)
+
+
+def lossy(strategy):
+    """Make its codec lose a tenth of all contrast, as a trained one loses details."""
+    stream = strategy.codec.stream
+
+    def losing(first=0):
+        inner = stream(first)
+        return SimpleNamespace(push=lambda latents: 0.9 * inner.push(latents))
+
+    strategy.codec.stream = losing
+
+
+def test_given_pixels_are_shown_as_they_were_given(sampler, tmp_path):
+    lossy(sampler.strategy)
+    mask = np.zeros((13, 8, 8), bool)
+    mask[2:6, 3:7, 2:5] = True  # latents stand for 2 x 2 pixels, and what is given for one
+    mask[9] = True
+    made = frames(sampler, video=CLIP, mask=mask)
+    np.testing.assert_allclose(made[~mask], CLIP[~mask], atol=1e-3)
+    coded = frames(sampler, video=CLIP, mask=mask, paste_given=False)
+    np.testing.assert_allclose(coded[0] - 127.5, 0.9 * (CLIP[0] - 127.5), atol=1e-3)
+    np.testing.assert_array_equal(coded[mask], made[mask])
+    part = frames(sampler, video=CLIP, mask=mask, frames=[0, 4, 11])
+    np.testing.assert_allclose(part, made[[0, 4, 11]], atol=1e-3)
+    out = sampler("a", seed=0, video=CLIP, mask=mask, out=tmp_path / "frames")
+    np.testing.assert_array_equal(out.videos[0].frames, made.round())
+    ends = frames(sampler, num_frames=13, video=CLIP[:4], last_image=CLIP[8], pins={6: CLIP[9]})
+    np.testing.assert_allclose(ends[[0, 1, 2, 3, 6, 12]], CLIP[[0, 1, 2, 3, 9, 8]], atol=1e-3)
+    each = sampler(["a", "a"], seed=0, image=[CLIP[0], CLIP[1]]).frames[:, 0] * 255
+    np.testing.assert_allclose(each, CLIP[:2], atol=1e-3)
+    remade = frames(sampler, video=CLIP, strength=0.25)
+    assert (np.abs(remade - CLIP).max(axis=(1, 2, 3)) > 5).all()
 
 
 def test_frames_that_the_mask_leaves_are_pins(sampler):
@@ -91,14 +204,14 @@ def test_pixels_that_the_mask_leaves_are_held(sampler):
     mask[2:6, 3:7, 2:5] = True  # its blocks of 2 x 2: rows 2..7, columns 2..5
     blocks = np.zeros_like(mask)
     blocks[2:6, 2:8, 2:6] = True
-    made = frames(sampler, video=CLIP, mask=mask)
+    made = frames(sampler, video=CLIP, mask=mask, paste_given=False)
     np.testing.assert_allclose(made[~blocks], CLIP[~blocks], atol=1e-3)
     changed = np.abs(made - CLIP).max(axis=-1) > 1
     assert changed[blocks].mean() > 0.9
     # What stays steers what is made.
     other = CLIP.copy()
     other[2:6, :2] = 255 - other[2:6, :2]
-    assert np.abs(frames(sampler, video=other, mask=mask) - made)[blocks].max() > 1
+    assert np.abs(frames(sampler, video=other, mask=mask, paste_given=False) - made)[blocks].max() > 1
 
 
 def test_held_pixels_are_noised_to_every_step(sampler):
@@ -197,7 +310,9 @@ def test_one_pass_strategies_refuse_what_needs_steps(sampler):
         ({"video": CLIP, "strength": 1.5}, "strength is 1.5"),
         ({"video": CLIP, "num_frames": 9}, "video has 13 frames and num_frames is 9"),
         ({"video": CLIP, "num_frames": 20, "strength": 0.5}, "can only be made from noise"),
-        ({"image": [CLIP[0], CLIP[1]]}, "Call once per picture"),
+        ({"image": [CLIP[0]] * 2, "last_image": [CLIP[0]] * 3}, "'image': 2, 'last_image': 3"),
+        ({"image": []}, "'image': 0"),
+        ({"video": [CLIP, CLIP[:5]]}, "the given videos have 5 and 13 frames"),
         ({"image": CLIP[0], "last_image": CLIP[1], "num_frames": 1}, "the same frame of a video of 1 frame"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import vidgen
 from vidgen import config as configs
 from vidgen.checkpoint.scheduler import process_of
 from vidgen.components import INDEX, Reference
-from vidgen.errors import CheckpointError, shown
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, shown
 from vidgen.strategy import Strategy
-from vidgen.trainable import Trainable
+from vidgen.trainable import Trainable, TrainingRecord
 
-__all__ = ["FORMAT", "INDEX", "read_index", "write_index"]
+__all__ = ["FORMAT", "INDEX", "read_index", "training_record", "write_index"]
+
+_logger = logging.getLogger(__name__)
 
 FORMAT = 2
 
@@ -40,9 +43,23 @@ def write_index(strategy: Trainable, folder: Path, components: Mapping[str, str 
             for name, entry in components.items()
         },
     }
+    if strategy.training_record is not None:
+        index["training"] = configs.to_dict(strategy.training_record)
     if isinstance(strategy, Strategy):
         index["process"] = process_of(strategy.scheduler)
     configs.write_json(folder / INDEX, index)
+
+
+def training_record(index: Mapping[str, Any], folder: Path) -> TrainingRecord | None:
+    """Return what the description of the checkpoint in ``folder`` says of its training, if it does."""
+    if "training" not in index:
+        return None
+    try:
+        record = configs.from_dict(TrainingRecord, index["training"])
+    except (AttributeError, TypeError, InvalidArgumentError, UnknownNameError) as error:
+        _logger.warning("%s: what it says of its training cannot be read (%s)", folder, error)
+        return None
+    return record
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 from vidgen import config as configs
 from vidgen import plugins
 from vidgen.checkpoint.folder import readable, replaced_folder, settled, writable
-from vidgen.checkpoint.index import INDEX, read_index, write_index
+from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
 from vidgen.checkpoint.scheduler import SCHEDULER, load_scheduler
 from vidgen.checkpoint.source import locate
 from vidgen.components import (
@@ -37,7 +37,6 @@ from vidgen.weights import follow_umask, newest_model
 __all__ = ["build", "complete", "load_strategy", "save_strategy"]
 
 _T = TypeVar("_T", bound=Trainable)
-
 _logger = logging.getLogger(__name__)
 
 
@@ -197,6 +196,13 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
         strategy.scheduler = scheduler
     for module in modules.values():
         module.eval()
+    strategy.training_record = record = training_record(index, folder)
+    if record is not None and not record.finished:
+        _logger.warning(
+            "the training of %s is %s. What it generates may be noise; start the training again to go on.",
+            folder,
+            record,
+        )
     return strategy
 
 

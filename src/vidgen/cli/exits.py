@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -26,7 +29,8 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with _terminable():
+                return command(*args, **kwargs)
         except VidgenError as error:
             typer.echo(f"vidgen: {error}", err=True)
             raise typer.Exit(2 if isinstance(error, _WRONG_USE) else 1) from error
@@ -37,10 +41,29 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
             typer.echo(f"vidgen: {_sentence(error)}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            typer.echo("vidgen: interrupted", err=True)
+            said = f". {error}" if str(error) else ""
+            typer.echo(f"vidgen: interrupted{said}", err=True)
             raise typer.Exit(130) from error
 
     return wrapped
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, as batch systems send it, end a command as Ctrl-C does; the second one is immediate."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _sentence(error: OSError) -> str:

@@ -23,6 +23,8 @@ from vidgen.noise.keys import NoiseKey
 
 __all__ = ["NoisePrior", "check_request"]
 
+_INSTALL = "If a package adds it, install that package, and import it."
+
 
 class NoisePrior(ABC):
     """Gaussian noise with unit variance in each frame and a covariance over frames.
@@ -108,7 +110,7 @@ class NoisePrior(ABC):
             )
         cls = NoisePrior._kinds.get(kind)
         if cls is None or isabstract(cls):
-            raise UnknownNameError("noise prior", kind, NoisePrior._kinds)
+            raise UnknownNameError("noise prior", kind, NoisePrior._kinds, _INSTALL)
         return cls(**_checked(cls, parameters))
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +17,22 @@ from vidgen import config as configs
 from vidgen.devices import best_device
 from vidgen.diffusion import Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
-from vidgen.noise import seeds_from
+from vidgen.noise import NoisePrior, seeds_from
 from vidgen.plans import Call, Plan, Slot
-from vidgen.sampling.checks import checked_plain, checked_types, prompts_of
+from vidgen.sampling.checks import MOST_FRAMES, checked_plain, checked_types, prior_of, prompts_of
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import spans
-from vidgen.sampling.given import Given, Picture, Pictures, clip_of_size
+from vidgen.sampling.given import Given, Picture, Pictures, each
 from vidgen.sampling.given import resolve as resolve_given
 from vidgen.strategy import Defaults, Prompt, Request, Strategy
 from vidgen.weights import digest_of
 
-__all__ = ["Arguments", "Generation"]
+__all__ = ["MOST_PIXELS", "MOST_VIDEOS", "Arguments", "Generation"]
+
+MOST_VIDEOS = 100_000
+MOST_PIXELS = 16_384
+
+logger = logging.getLogger("vidgen")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Generation:
         targets: the video frames to deliver, ascending.
         diffusion: the solver.
         num_inference_steps, eta: its arguments.
-        given: latents of what is given; the same for every video.
+        prior: the noise prior.
+        given: what is given of every video.
+        paste_given: whether its pixels are shown as they were given.
         latents: start noise, ``b c f h w``, or None.
         disk_bytes: what a work folder would hold.
         evaluations: of the solver, over all calls and videos.
@@ -52,7 +60,9 @@ class Generation:
     diffusion: Diffusion
     num_inference_steps: int
     eta: float
-    given: Given
+    prior: NoisePrior
+    given: tuple[Given, ...]
+    paste_given: bool
     latents: Tensor | None
     disk_bytes: int
     evaluations: int
@@ -84,23 +94,28 @@ class Generation:
             "scheduler_config": dict(scheduler.config),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
-            "pins": {f"{level}/{i}": digest_of(x) for (level, i), x in sorted(self.given.pins.items())},
-            "source": None if self.given.source is None else digest_of(self.given.source),
-            "kept": None if self.given.kept is None else digest_of(self.given.kept),
-            "strength": self.given.strength,
+            **self._given_settings(),
             "latents": None if self.latents is None else digest_of(self.latents),
         }
+
+    def _given_settings(self) -> dict[str, Any]:
+        first = self.given[0]
+        if all(given is first for given in self.given):
+            return _digests(first)
+        return {"given": [_digests(given) for given in self.given]}
 
     def metadata(self, strategy: Strategy) -> tuple[dict[str, Any], ...]:
         """Return the settings that a result carries, one mapping per video."""
         scheduler: Any = self.diffusion.scheduler
-        common = {
+        common: dict[str, Any] = {
             "generator": "vidgen",
             "strategy": strategy.name,
             "scheduler": type(scheduler).__name__,
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
         }
+        if self.prior != strategy.prior:
+            common["noise_prior"] = self.prior.to_dict()
         return tuple({**common, **request.settings()} for request in self.requests)
 
 
@@ -124,14 +139,16 @@ class Arguments:
     negative_prompt_embeds: Tensor | None = None
     frames: Iterable[int] | None = None
     plan: Plan | None = None
-    image: Picture | None = None
-    last_image: Picture | None = None
+    image: Picture | Sequence[Picture] | None = None
+    last_image: Picture | Sequence[Picture] | None = None
     video: Any = None
     mask: Any = None
     strength: float | None = None
-    pins: Mapping[int | Slot, Picture] | None = None
+    pins: Mapping[int | Slot, Picture | Sequence[Picture]] | None = None
+    paste_given: bool = True
     scheduler: Any = None
     eta: float = 0.0
+    noise_prior: NoisePrior | str | Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,13 +169,14 @@ class Arguments:
             diffusion = diffusion.exchange(self.scheduler)
         size = self._size(strategy.defaults)
         strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
-        pictures = self._pictures(size)
-        requests = self._requests(strategy, size, None if pictures.video is None else pictures.video.shape[1])
+        prior = self._prior(strategy)
+        pictures = each(Pictures(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Pictures)}), size)
+        requests = self._requests(strategy, size, pictures)
         first = requests[0]
         plan = self._plan(strategy, first.num_frames)
-        given = resolve_given(pictures, strategy, first, plan)
-        if given.pins:
-            plan = plan.with_pins(given.pins)
+        given = self._given(pictures, strategy, requests, plan)
+        if given[0].pins:
+            plan = plan.with_pins(given[0].pins)
             strategy.accepts(plan)
         targets = self._targets(first.num_frames)
         streams = spans(strategy.codec, targets)
@@ -167,8 +185,9 @@ class Arguments:
             plan = plan.subplan(wanted)
         steps = self.num_inference_steps
         steps = strategy.defaults.num_inference_steps if steps is None else steps
-        counts = _evaluations(strategy, plan, diffusion, steps, given)
+        counts = _evaluations(strategy, plan, diffusion, steps, given[0])
         branches = [strategy.branches(call, first) for call in plan.calls]
+        guided = sum(n * k for n, k in zip(counts, branches, strict=True))
         return Generation(
             requests=requests,
             plan=plan,
@@ -176,25 +195,41 @@ class Arguments:
             diffusion=diffusion,
             num_inference_steps=steps,
             eta=self.eta,
+            prior=prior,
             given=given,
+            paste_given=self.paste_given,
             latents=self._latents(strategy, first, len(requests)),
             disk_bytes=len(requests) * sum(4 * _kept_values(strategy, plan, c, first) for c in plan.calls),
             evaluations=len(requests) * sum(counts),
-            network_evaluations=len(requests) * sum(n * k for n, k in zip(counts, branches, strict=True)),
+            network_evaluations=len(requests) * guided,
         )
 
-    def _pictures(self, size: tuple[int, int]) -> Pictures:
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Pictures)}
-        if self.video is not None:
-            own["video"] = clip_of_size(self.video, size)
-        return Pictures(**own)
+    def _prior(self, strategy: Strategy) -> NoisePrior:
+        prior = strategy.prior if self.noise_prior is None else prior_of(self.noise_prior)
+        if prior != strategy.prior:
+            logger.warning(
+                "the noise prior is %s, and the model was trained on %s: what it makes of other noise may be "
+                "worse. Leave noise_prior out to sample as it was trained.",
+                prior.to_dict(),
+                strategy.prior.to_dict(),
+            )
+        return prior
+
+    def _given(
+        self, pictures: Sequence[Pictures], strategy: Strategy, requests: Sequence[Request], plan: Plan
+    ) -> tuple[Given, ...]:
+        """Return what is given of every video, as latents."""
+        found = [resolve_given(one, strategy, requests[0], plan) for one in pictures]
+        if len(found) == 1:
+            return tuple(found * len(requests))
+        return tuple(given for given in found for _ in range(self.num_videos_per_prompt))
 
     def _requests(
-        self, strategy: Strategy, size: tuple[int, int], video_frames: int | None
+        self, strategy: Strategy, size: tuple[int, int], pictures: Sequence[Pictures]
     ) -> tuple[Request, ...]:
         defaults = strategy.defaults
         embeds = self._embeds(strategy)
-        prompts = self._prompts(len(embeds))
+        prompts = self._prompts(len(embeds), len(pictures))
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
         scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -202,7 +237,11 @@ class Arguments:
             raise InvalidArgumentError(f"guidance_scale is {scale}; expected a finite number.")
         if prompts == negatives and not embeds:
             scale = 1.0  # both branches are the same: guidance would cost double and change nothing
-        num_frames = _positive("num_frames", self.num_frames, video_frames or defaults.num_frames)
+        video: Tensor | None = pictures[0].video
+        num_frames = _positive(
+            "num_frames", self.num_frames, defaults.num_frames if video is None else video.shape[1]
+        )
+        _check_amount(num_frames, prompts)
         shared: dict[str, Any] = {
             "num_frames": num_frames,
             "height": size[0],
@@ -262,13 +301,39 @@ class Arguments:
 
     def _size(self, defaults: Defaults) -> tuple[int, int]:
         height = _positive("height", self.height, defaults.height)
-        return int(height), int(_positive("width", self.width, defaults.width))
+        size = int(height), int(_positive("width", self.width, defaults.width))
+        if max(size) > MOST_PIXELS:
+            raise InvalidArgumentError(
+                f"{size[0]} x {size[1]} pixels (height x width) were asked for; expected at most {MOST_PIXELS} "
+                "on a side, which is also the most that H.264 and its kin store."
+            )
+        if size != (defaults.height, defaults.width):
+            logger.warning(
+                "the model was trained on %d x %d pixels (height x width), and %d x %d were asked for: what it "
+                "makes of other sizes may be worse",
+                *(defaults.height, defaults.width, *size),
+            )
+        return size
 
-    def _prompts(self, embedded: int) -> list[Prompt]:
-        """Return one prompt per video; ``embedded`` of them are empty, standing beside embeddings."""
-        if embedded:
-            return [""] * embedded
-        prompts = prompts_of(self.prompt)
+    def _prompts(self, embedded: int, given: int) -> list[Prompt]:
+        """Return one prompt per video.
+
+        Args:
+            embedded: so many are empty, standing beside embeddings.
+            given: lists of pictures have so many entries, 1 where there are none.
+        """
+        if not embedded and self.num_videos_per_prompt > MOST_VIDEOS:
+            raise InvalidArgumentError(
+                f"num_videos_per_prompt is {self.num_videos_per_prompt}; expected at most {MOST_VIDEOS}."
+            )
+        prompts = [""] * (embedded // self.num_videos_per_prompt) if embedded else prompts_of(self.prompt)
+        if len(prompts) == 1 and not embedded:
+            prompts *= given
+        if given not in (1, len(prompts)):
+            raise InvalidArgumentError(
+                f"{given} pictures or videos were given in a list for {len(prompts)} prompts; give one for "
+                "all, or one for each."
+            )
         if not prompts or self.num_videos_per_prompt < 1:
             raise InvalidArgumentError(
                 f"{len(prompts)} prompt(s) and num_videos_per_prompt={self.num_videos_per_prompt} ask for no "
@@ -331,6 +396,36 @@ class Arguments:
                 f"latents have shape {tuple(self.latents.shape)}; expected (b, c, f, h, w) = {expected}."
             )
         return self.latents
+
+
+def _check_amount(num_frames: int, prompts: Sequence[Prompt]) -> None:
+    """Refuse what would fill memory with plans alone, and prompts that nothing would be made of."""
+    if num_frames > MOST_FRAMES:
+        raise InvalidArgumentError(
+            f"num_frames is {num_frames}; expected at most {MOST_FRAMES}. Make a longer video in parts: give "
+            "the end of one as the video of the next."
+        )
+    if len(prompts) > MOST_VIDEOS:
+        raise InvalidArgumentError(
+            f"{len(prompts)} videos were asked for at once; expected at most {MOST_VIDEOS}. Ask in "
+            "several calls."
+        )
+    starts = [start for prompt in prompts if isinstance(prompt, Mapping) for start in prompt]
+    late = [start for start in starts if start >= num_frames]
+    if late:
+        raise InvalidArgumentError(
+            f"a prompt begins at frame {min(late)}, and the video has {num_frames} frames, the last of them "
+            f"{num_frames - 1}; raise num_frames, or leave that prompt out."
+        )
+
+
+def _digests(given: Given) -> dict[str, Any]:
+    return {
+        "pins": {f"{level}/{i}": digest_of(x) for (level, i), x in sorted(given.pins.items())},
+        "source": None if given.source is None else digest_of(given.source),
+        "kept": None if given.kept is None else digest_of(given.kept),
+        "strength": given.strength,
+    }
 
 
 def _of_first_process(seeds: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.noise import NoisePrior
 from vidgen.plans import Plan, Slot
 
-__all__ = ["checked_call", "checked_plain", "checked_types", "prompts_of"]
+__all__ = ["MOST_FRAMES", "checked_call", "checked_plain", "checked_types", "prior_of", "prompts_of"]
+
+MOST_FRAMES = 1_000_000
 
 _WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps", "num_videos_per_prompt")
 _REAL = ("fps", "guidance_scale", "strength", "eta")
@@ -27,6 +31,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "scheduler": ((str, SchedulerMixin), "a diffusers scheduler or its name"),
     "generator": ((torch.Generator, Sequence), "a torch.Generator, or one per video"),
     "pins": (Mapping, "{frame: picture} or {(level, frame): tensor}"),
+    "paste_given": (bool, "True or False"),
+    "noise_prior": ((str, Mapping, NoisePrior), "a noise prior, its kind, or a mapping with a 'kind'"),
 }
 
 
@@ -41,7 +47,9 @@ def checked_plain(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["frames"] is not None:
         if not isinstance(given["frames"], Iterable):
             raise _wrong("frames", given["frames"], "frames of the video, such as range(0, 8)")
-        found["frames"] = tuple(_whole("frames", frame) for frame in given["frames"])
+        # one more than any video has: whoever asks for an endless number gets an answer, not silence
+        frames = itertools.islice(given["frames"], MOST_FRAMES + 1)
+        found["frames"] = tuple(_whole("frames", frame) for frame in frames)
     if given["pins"] is not None:
         found["pins"] = {_place(key): x for key, x in given["pins"].items()}
     return found
@@ -78,6 +86,18 @@ def checked_call(call: Mapping[str, Any]) -> None:
     names = call["callback_on_step_end_tensor_inputs"]
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise _wrong("callback_on_step_end_tensor_inputs", names, 'a list of names, such as ["latents"]')
+
+
+def prior_of(value: NoisePrior | str | Mapping[str, Any]) -> NoisePrior:
+    """Return a noise prior from an instance, its kind, or a mapping with a ``kind`` and parameters.
+
+    Raises:
+        InvalidArgumentError: the mapping has no kind, or a parameter has a wrong value.
+        UnknownNameError: no prior of that kind, or it has no such parameter.
+    """
+    if isinstance(value, NoisePrior):
+        return value
+    return NoisePrior.from_dict({"kind": value} if isinstance(value, str) else value)
 
 
 def prompts_of(value: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidgen.codecs import Codec
+from vidgen.sampling.given import Shown, pasted
 from vidgen.strategy import Canvas
 
 __all__ = ["Delivery", "Span", "latents_of", "spans"]
@@ -57,13 +58,20 @@ class Delivery:
         canvas: where latents appear.
         level: the level of the video.
         device: where the codec is.
+        shown: given pixels that take the place of decoded ones.
     """
 
     def __init__(
-        self, codec: Codec, frames: Sequence[int], canvas: Canvas, level: str, device: torch.device
+        self,
+        codec: Codec,
+        frames: Sequence[int],
+        canvas: Canvas,
+        level: str,
+        device: torch.device,
+        shown: Shown | None = None,
     ) -> None:
         self.codec, self.canvas, self.level, self.device = codec, canvas, level, device
-        self._wanted = frozenset(frames)
+        self._wanted, self._shown = frozenset(frames), shown or {}
         self._spans = list(spans(codec, frames))
         self._begin()
 
@@ -83,10 +91,12 @@ class Delivery:
         """Yield the pixels ``c f h w`` of the next wanted frames whose latents are known."""
         for latents in self._known():
             clip = self._stream.push(self.canvas.stack(latents)[None].to(self.device))[0]
-            wanted = [i for i in range(clip.shape[1]) if self._frame + i in self._wanted]
-            self._frame += clip.shape[1]
+            first, count = self._frame, clip.shape[1]
+            wanted = [i for i in range(count) if first + i in self._wanted]
+            self._frame += count
             if wanted:
-                yield clip[:, wanted].float().cpu()
+                frames = [first + i for i in wanted]
+                yield pasted(clip[:, wanted].float().cpu(), frames, self._shown)
             self._advance(len(latents))
 
     def skip(self) -> None:

@@ -84,7 +84,7 @@ class Engine:
         self.stream, self.on_step, self.on_lost, self.work = stream, on_step, on_lost, work
         self._taken = 0.0  # solver steps of calls
         self._fits: dict[str, int] = {}  # by level: frames in one batch; without an entry as many as come
-        self.canvases = [Canvas(generation.given.pins) for _ in self.requests]
+        self.canvases = [Canvas(given.pins) for given in generation.given]
         self.released = 0
         self._wanted = frozenset(self.plan.frames)
         self._pending = Counter(slot for call in self.plan.calls for slot in call.given)
@@ -229,15 +229,18 @@ class Engine:
 
     def _source(self, batch: list[Job]) -> Source | None:
         """Return what the solver starts from or keeps: the given video's latents of each call's frames."""
-        given, device = self.generation.given, self.strategy.device
-        if given.source is None or batch[0].call.level != self.video_level:  # a batch has one level
-            return None
-        # A call may reach past the end of the video: there the last frame goes on.
-        last = given.source.shape[1] - 1
-        frames = [[min(frame, last) for frame in job.call.frames] for job in batch]
-        latents = torch.stack([given.source[:, row] for row in frames]).to(device)
-        kept = None if given.kept is None else torch.stack([given.kept[row][None] for row in frames]).to(device)
-        return Source(latents, kept, given.strength)
+        device, latents, kept = self.strategy.device, [], []
+        for job in batch:
+            given = self.generation.given[job.video]
+            if given.source is None or job.call.level != self.video_level:  # alike in all jobs of a batch
+                return None
+            # A call may reach past the end of the video: there the last frame goes on.
+            row = [min(frame, given.source.shape[1] - 1) for frame in job.call.frames]
+            latents.append(given.source[:, row])
+            if given.kept is not None:
+                kept.append(given.kept[row][None])
+        stays = torch.stack(kept).to(device) if kept else None
+        return Source(torch.stack(latents).to(device), stays, self.generation.given[0].strength)
 
     def _noise(self, batch: list[Job], stream: str) -> Tensor:
         """Return noise ``b c f h w`` keyed by (seed, stream, level, absolute frame)."""
@@ -246,7 +249,7 @@ class Engine:
             request, call = self.requests[job.video], job.call
             shape = self.strategy.slot_shape(call, request)
             key = NoiseKey(request.seed, stream, call.level)
-            rows.append(self.strategy.prior.sample(call.frames, shape, key))
+            rows.append(self.generation.prior.sample(call.frames, shape, key))
             if stream == "start" and given is not None and call.level == self.video_level:
                 for k, frame in enumerate(call.frames):
                     if frame < given.shape[2]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,25 @@ from torch.nn import functional
 
 from vidgen.codecs import Codec
 from vidgen.conditioning import clip_of, mask_of, pixels_of
+from vidgen.conditioning.pictures import is_signed
 from vidgen.errors import InvalidArgumentError
 from vidgen.plans import Plan, Slot
 from vidgen.strategy import Canvas, Request, Strategy
+from vidgen.video import Video
 
-__all__ = ["Given", "Picture", "Pictures", "clip_of_size", "resolve"]
+__all__ = ["Given", "Picture", "Pictures", "Shown", "each", "pasted", "resolve"]
 
-Picture = Image.Image | np.ndarray[Any, Any] | Tensor
+Picture = Image.Image | str | os.PathLike[str] | np.ndarray[Any, Any] | Tensor
+
+Shown = Mapping[int, tuple[Tensor, Tensor | None]]
+"""``{frame: (pixels c h w in [-1, 1], which of them are given h w, or None for all)}``."""
 
 _STRENGTH = 0.8  # diffusers' default of re-rendering a video
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was handed over, as it came (``video`` as ``clip_of_size`` returns it); see ``Sampler.__call__``."""
+    """What was handed over for one video, or for several as lists; see ``Sampler.__call__``."""
 
     image: Any = None
     last_image: Any = None
@@ -39,19 +45,102 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Given:
-    """What is given, as latents; the same for every video of a generation.
+    """What is given of one video, as latents.
 
     Args:
         pins: latents of frames that are wholly given.
         source: latents ``c f h w`` of the given video, where solving starts from them or keeps a part.
         kept: ``f h w``, True where the latents of ``source`` stay.
         strength: see ``diffusion.Source``.
+        shown: the given pixels themselves.
     """
 
     pins: Canvas
     source: Tensor | None = None
     kept: Tensor | None = None
     strength: float = 1.0
+    shown: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+
+def each(pictures: Pictures, size: tuple[int, int]) -> tuple[Pictures, ...]:
+    """Part what was given as lists into what each prompt gets: one entry per prompt, or one for all.
+
+    Videos come out as pixels ``c f h w``, scaled and cropped to ``size``.
+
+    Raises:
+        InvalidArgumentError: lists of different lengths, an empty one, or videos that cannot be used.
+        VideoError: a file cannot be read.
+    """
+    pins = pictures.pins or {}
+    lists = {name: _apart(getattr(pictures, name), 3, name) for name in ("image", "last_image")}
+    lists |= {
+        f"pins[{frame}]": _apart(x, 3, f"pins[{frame}]") for frame, x in pins.items() if isinstance(frame, int)
+    }
+    videos = [] if pictures.video is None else _videos(pictures.video, size)
+    lists["video"] = videos or [None]
+    counts = {name: len(values) for name, values in lists.items() if len(values) != 1}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise InvalidArgumentError(
+            f"lists give one picture or video per prompt, and there are {counts}. Give all the same number."
+        )
+    count = max(counts.values(), default=1)
+    rows = [{name: values[i % len(values)] for name, values in lists.items()} for i in range(count)]
+    return tuple(
+        replace(
+            pictures,
+            image=row["image"],
+            last_image=row["last_image"],
+            video=row["video"],
+            pins={frame: row.get(f"pins[{frame}]", x) for frame, x in pins.items()},
+        )
+        for row in rows
+    )
+
+
+def _apart(value: Any, ndim: int, name: str) -> list[Any]:
+    """Return the entries of a list, or of a tensor or array of one dimension more than ``ndim``."""
+    if isinstance(value, Tensor | np.ndarray):
+        if value.ndim != ndim + 1:
+            return [value]
+        value = list(value)
+    if not isinstance(value, list | tuple):
+        return [value]
+    # together: a bright picture of a batch in [-1, 1] has no value below 0
+    if len(value) > 1 and is_signed(value, name):
+        floats = (Tensor, np.ndarray)
+        return [(x + 1) / 2 if isinstance(x, floats) and "float" in str(x.dtype) else x for x in value]
+    return list(value)
+
+
+def _videos(video: Any, size: tuple[int, int]) -> list[Tensor]:
+    """Return the clips of one video, or of one for each prompt: a list of videos, or a batch."""
+    batch = isinstance(video, Tensor | np.ndarray) and video.ndim == 5
+    several = batch or (isinstance(video, list | tuple) and bool(video) and all(map(_is_video, video)))
+    videos = _apart(video, 4, "video") if several else [video]
+    clips = [clip_of(one, size, "video", resize="crop") for one in videos]
+    lengths = sorted({clip.shape[1] for clip in clips})
+    if len(lengths) > 1:
+        raise InvalidArgumentError(
+            f"the given videos have {' and '.join(map(str, lengths))} frames; all videos of a generation have "
+            "the same number. Give them one by one, or cut them."
+        )
+    return clips
+
+
+def _is_video(value: Any) -> bool:
+    """Say whether an entry of a list is itself a video, and no picture of one."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim == 4
+    return isinstance(value, Video) or (isinstance(value, Sequence) and not isinstance(value, str | bytes))
+
+
+def pasted(clip: Tensor, frames: Sequence[int], shown: Shown) -> Tensor:
+    """Return ``clip`` (c f h w, of these video frames) with the given pixels in their places."""
+    for place, frame in enumerate(frames):
+        if frame in shown:
+            pixels, where = shown[frame]
+            clip[:, place] = pixels if where is None else torch.where(where, pixels, clip[:, place])
+    return clip
 
 
 def resolve(pictures: Pictures, strategy: Strategy, request: Request, plan: Plan) -> Given:
@@ -63,7 +152,15 @@ def resolve(pictures: Pictures, strategy: Strategy, request: Request, plan: Plan
     _check(pictures, request)
     level = plan.video.name
     given = _from_video(pictures, strategy, request, level)
-    given.pins.update(_from_pictures(_by_frame(pictures, request), strategy, request, level))
+    found = _by_frame(pictures, request)
+    signed = is_signed(found.values(), "the given pictures")
+    size = (request.height, request.width)
+    clips = {
+        frame: pixels_of(found[frame], size, f"the picture for frame {frame}", resize="crop", signed=signed)
+        for frame in sorted(found)
+    }
+    given.shown.update({frame: (pixels, None) for frame, pixels in clips.items()})
+    given.pins.update(_from_pictures(clips, strategy, level))
     given.pins.update(_from_tensors(pictures.pins or {}, strategy, request, plan))
     return given
 
@@ -87,11 +184,6 @@ def _from_tensors(
     return found
 
 
-def clip_of_size(video: Any, size: tuple[int, int]) -> Tensor:
-    """Return a given video as pixels ``c f h w``, scaled and cropped to ``size``."""
-    return clip_of(video, size, "video", resize="crop")
-
-
 def _check(pictures: Pictures, request: Request) -> None:
     for name in ("mask", "strength"):
         if getattr(pictures, name) is not None and pictures.video is None:
@@ -99,11 +191,6 @@ def _check(pictures: Pictures, request: Request) -> None:
     strength = pictures.strength
     if strength is not None and not 0 < strength <= 1:
         raise InvalidArgumentError(f"strength is {strength}; expected more than 0 and at most 1.")
-    for name in ("image", "last_image"):
-        if isinstance(getattr(pictures, name), list | tuple):
-            raise InvalidArgumentError(
-                f"{name} is a list; the same picture is given to every video. Call once per picture."
-            )
     if pictures.last_image is not None and pictures.image is not None and request.num_frames == 1:
         raise InvalidArgumentError("image and last_image are the same frame of a video of 1 frame.")
 
@@ -124,12 +211,9 @@ def _by_frame(pictures: Pictures, request: Request) -> dict[int, Picture]:
     return found
 
 
-def _from_pictures(found: Mapping[int, Picture], strategy: Strategy, request: Request, level: str) -> Canvas:
-    codec, size, pins = strategy.codec, (request.height, request.width), Canvas()
-    clips = {
-        frame: pixels_of(found[frame], size, f"the picture for frame {frame}", resize="crop")
-        for frame in sorted(found)
-    }
+def _from_pictures(clips: Mapping[int, Tensor], strategy: Strategy, level: str) -> Canvas:
+    """Return the latents of pictures ``c h w``, frames ascending."""
+    codec, pins = strategy.codec, Canvas()
     if codec.time_factor == 1:
         for frame, pixels in clips.items():
             latents = codec.encode(pixels[None, :, None].to(strategy.device))
@@ -172,9 +256,14 @@ def _from_video(pictures: Pictures, strategy: Strategy, request: Request, level:
     whole = kept.flatten(1).all(dim=1)
     pins = Canvas({(level, int(i)): source[:, i] for i in whole.nonzero().flatten()})
     partly = bool((kept.flatten(1).any(dim=1) & ~whole).any())
+    shown: dict[int, tuple[Tensor, Tensor | None]] = {
+        frame: (clip[:, frame], None if bool(stays[frame].all()) else stays[frame])
+        for frame in range(there)
+        if bool(stays[frame].any())
+    }
     if strength == 1 and not partly:
-        return Given(pins)
-    return Given(pins, source, kept if partly else None, strength)
+        return Given(pins, shown=shown)
+    return Given(pins, source, kept if partly else None, strength, shown)
 
 
 def _encoded(clip: Tensor, strategy: Strategy) -> Tensor:

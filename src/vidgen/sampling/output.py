@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from PIL import Image
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.sampling.arguments import Generation
+from vidgen.sampling.leftovers import remove_leftovers
 from vidgen.video import Video, VideoWriter
 
-__all__ = ["OUTPUT_TYPES", "FileSink", "SamplerOutput", "formatted", "output_paths", "to_uint8"]
+__all__ = ["OUTPUT_TYPES", "FileSink", "SamplerOutput", "check_memory", "formatted", "output_paths", "to_uint8"]
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
+_SHOWN = 6  # players in a notebook: each carries its whole video
 
-@dataclass
+
+@dataclass(repr=False)
 class SamplerOutput(BaseOutput):  # type: ignore[misc]
     """The result of one generation.
 
@@ -50,6 +55,33 @@ class SamplerOutput(BaseOutput):  # type: ignore[misc]
     paths: tuple[Path, ...] = field(default=())
     output_type: str = "np"
 
+    def __repr__(self) -> str:
+        if self.frames is None:
+            what = ", ".join(str(path) for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        else:
+            shape = tuple(getattr(self.frames, "shape", ())) or f"{len(self.frames)} lists"
+            what = f"{self.output_type} {shape}"
+        count, size = len(self.frame_indices), f"{self.width} x {self.height}"
+        return (
+            f"SamplerOutput({len(self.seeds)} video(s) of {count} frames, {size}, {self.fps:g} fps, {what}, "
+            f"seeds {', '.join(map(str, self.seeds[:4]))}{', ...' if len(self.seeds) > 4 else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The videos as players for notebooks, the first few of many; latents as their description."""
+        if self.output_type == "latent":
+            return f"<p>{escape(repr(self))}</p>"
+        count = len(self.paths) if self.frames is None else len(self.frames)
+        players = [self._video(i)._repr_html_() for i in range(min(count, _SHOWN))]
+        more = f"<p>and {count - _SHOWN} more: .videos has them all</p>" if count > _SHOWN else ""
+        return f'<div style="display: flex; flex-wrap: wrap; gap: 4px">{"".join(players)}</div>{more}'
+
+    def _video(self, index: int) -> Video:
+        if self.frames is None:
+            return Video.load(self.paths[index])
+        settings = self.metadata[index] if self.metadata else {}
+        return Video(_uint8_frames(self.frames[index]), self.fps, dict(settings))
+
     @property
     def videos(self) -> list[Video]:
         """Every video as a ``Video``, which saves, and shows itself in a notebook.
@@ -59,12 +91,8 @@ class SamplerOutput(BaseOutput):  # type: ignore[misc]
         """
         if self.output_type == "latent":
             raise InvalidArgumentError("the result holds latents; generate with output_type='np' for videos.")
-        if self.frames is None:
-            return [Video.load(path) for path in self.paths]
-        settings = self.metadata or ({},) * len(self.frames)
-        return [
-            Video(_uint8_frames(frames), self.fps, dict(settings[i])) for i, frames in enumerate(self.frames)
-        ]
+        count = len(self.paths) if self.frames is None else len(self.frames)
+        return [self._video(i) for i in range(count)]
 
 
 def _uint8_frames(frames: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -97,7 +125,7 @@ def output_paths(out: str | Path, count: int) -> tuple[Path, ...]:
     out = Path(out).expanduser()
     if count == 1:
         return (out,)
-    if "%" in out.name:  # a pattern of pictures: one folder per video
+    if "%" in out.name and out.suffix.lower() == ".png":  # a pattern of pictures: one folder per video
         folder = out.parent
         return tuple(folder.with_name(f"{folder.name}-{i:03d}") / out.name for i in range(count))
     return tuple(out.with_name(f"{out.stem}-{i:03d}{out.suffix}") for i in range(count))
@@ -140,12 +168,40 @@ class FileSink:
         self._writers[video].extend(to_uint8(clip))
 
 
+def check_memory(generation: Generation) -> None:
+    """Refuse frames that this machine's memory cannot hold.
+
+    Raises:
+        InvalidArgumentError: they need more than there is altogether.
+    """
+    request = generation.requests[0]
+    frames = len(generation.requests) * len(generation.targets)
+    needed = frames * request.height * request.width * 3 * 4
+    there = _memory()
+    if there is not None and needed > there:
+        raise InvalidArgumentError(
+            f"{frames} frames of {request.height} x {request.width} pixels (height x width) need "
+            f"{needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB of memory. Ask for fewer or "
+            "smaller frames, or write them to a file with out=."
+        )
+
+
+def _memory() -> int | None:
+    """Return the bytes of this machine's memory, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def _opened(path: Path, fps: float, metadata: Mapping[str, Any]) -> VideoWriter:
     """Open a writer, and see that its file can be written: FFmpeg says so after the first frame only."""
     advice = "Give out= a path in a folder that you may write to."
     try:
         if path.parent.is_file():
             raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file and no folder")
+        target = path.parent if path.suffix.lower() == ".png" else path
+        remove_leftovers(target.parent, [target.name])
         writer = VideoWriter(path, fps, metadata=metadata)
         if path.suffix.lower() not in ("", ".png"):  # the folder of pictures is there already
             trial = path.with_name(f".{path.name}.{os.getpid()}-0.test")

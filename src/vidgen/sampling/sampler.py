@@ -7,16 +7,22 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from html import escape
+from inspect import get_annotations
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from tqdm import tqdm
 
 from vidgen import checkpoint
-from vidgen.errors import GenerationInterruptedError, UnknownNameError
+from vidgen.devices import checked_dtype, is_dtype_name
+from vidgen.errors import GenerationInterruptedError, InvalidArgumentError, UnknownNameError
+from vidgen.noise import NoisePrior
 from vidgen.plans import Plan, Slot
 from vidgen.sampling.arguments import Arguments, Generation
 from vidgen.sampling.checks import checked_call
@@ -24,7 +30,8 @@ from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import Delivery, latents_of
 from vidgen.sampling.engine import Engine, Job
 from vidgen.sampling.given import Picture
-from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, formatted, output_paths
+from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, check_memory, formatted, output_paths
+from vidgen.sampling.replacing import MARK, marks_of, refuse_foreign, refuse_inputs
 from vidgen.sampling.work import WorkFolder, fingerprint, kept_seed
 from vidgen.strategy import Prompt, Strategy
 
@@ -43,24 +50,93 @@ class Sampler:
         strategy: any ``Strategy``.
 
     Attributes:
-        interrupt: set it (from a callback, say) to stop after the current solver step.
+        interrupt: set it (from a callback, say) to stop after the current solver step; ``_interrupt``, as
+            diffusers' callbacks have it, is the same.
+        scheduler: the solver of calls that name none; set another diffusers scheduler of the same process, or
+            its name.
 
     Example:
         >>> sampler = vidgen.load("runs/demo")
         >>> sampler("a red circle moves left", num_frames=64, seed=0).videos[0].save("circle.mp4")
     """
 
+    strategy: Strategy
+    interrupt: bool
+    _progress: dict[str, Any]
+    _pace: Pace
+    _evaluated: float
+
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self.interrupt = False
-        self._progress: dict[str, Any] = {}
+        self._progress = {}
         self._pace = Pace()
         self._evaluated = 0.0  # a hidden progress bar does not count
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Sampler:
-        """Move the strategy; returns the sampler itself."""
-        self.strategy.to(device, dtype)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute that exists; anything else would be taken and do nothing.
+
+        Raises:
+            UnknownNameError: there is no such attribute; the message names those that are.
+        """
+        parts = [part for part in type(self).__mro__ if name in vars(part) or name in get_annotations(part)]
+        if not parts:
+            raise UnknownNameError(
+                "attribute of a sampler (give modules to vidgen.load, and settings to the call)",
+                name,
+                ("interrupt", "scheduler", "strategy"),
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """The solver of every call that names none.
+
+        Setting it raises SchedulerError where the scheduler cannot serve the model.
+        """
+        return self.strategy.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
+        self.strategy.scheduler = scheduler
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, interrupt: bool) -> None:
+        self.interrupt = interrupt
+
+    def to(self, device: Any = None, dtype: torch.dtype | str | None = None) -> Sampler:
+        """Move the strategy, or cast it (``sampler.to("float16")``, say); returns the sampler itself."""
+        if isinstance(device, torch.dtype) or is_dtype_name(device):  # as of a module
+            device, dtype = None, device
+        self.strategy.to(device, checked_dtype(dtype))
         return self
+
+    def __repr__(self) -> str:
+        s, d = self.strategy, self.strategy.defaults
+        millions = sum(s.num_parameters().values()) / 1e6
+        return (
+            f"Sampler({s.name}, {millions:.3g} million parameters, {d.num_frames} frames of {d.width} x "
+            f"{d.height} at {d.fps:g} fps, {type(s.scheduler).__name__}, on {s.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: what the sampler makes, and of what."""
+        s, d = self.strategy, self.strategy.defaults
+        rows = {
+            "strategy": s.name,
+            "makes": f"{d.num_frames} frames of {d.width} x {d.height} at {d.fps:g} fps",
+            "scheduler": f"{type(s.scheduler).__name__}, {d.num_inference_steps} steps",
+            "device": str(s.device),
+            **{name: f"{count:,} parameters" for name, count in s.num_parameters().items()},
+        }
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()
+        )
+        return f"<table>{cells}</table>"
 
     def save_pretrained(self, folder: str | Path, *, whole: bool = True) -> Path:
         """Write the strategy to ``folder``; ``vidgen.load`` reads it.
@@ -122,16 +198,19 @@ class Sampler:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         frames: Iterable[int] | None = None,
         plan: Plan | None = None,
-        image: Picture | None = None,
-        last_image: Picture | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        last_image: Picture | Sequence[Picture] | None = None,
         video: Any = None,
         mask: Any = None,
         strength: float | None = None,
-        pins: Mapping[int | Slot, Picture] | None = None,
+        pins: Mapping[int | Slot, Picture | Sequence[Picture]] | None = None,
+        paste_given: bool = True,
         scheduler: Any = None,
         eta: float = 0.0,
+        noise_prior: NoisePrior | str | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         out: str | Path | None = None,
+        overwrite: bool = False,
         work: str | Path | None = None,
         **options: Any,
     ) -> SamplerOutput | tuple[Any]:
@@ -161,24 +240,34 @@ class Sampler:
             frames: render only these frames of the video (a range, say), at the cost of the calls that
                 they depend on; they agree with the same frames of the whole video.
             plan: another plan over latent frames, if the strategy accepts it.
-            image: a picture that is the first frame: PIL, uint8 (h w c) or a tensor (c h w) in [-1, 1], of any
-                size: it is scaled to cover the video's and cropped to its centre.
+            image: a picture that is the first frame: PIL, a path, uint8 (h w c), or floating point in [0, 1],
+                an array (h w c) or a tensor (c h w), as results are. Of any size: it is scaled to cover the
+                video's and cropped to its centre. A list, or a batch, gives one per prompt.
             last_image: the same for the last frame.
-            video: a given video (a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w). As long
-                as the result and without a mask it is made anew with ``strength``; a shorter one is
-                continued.
-            mask: what of ``video`` is made anew: True or white, per frame (f) or per pixel (f h w). Whole
-                frames that stay are conditions of the strategy; pixels that stay are held at every step.
+            video: a given video: a ``Video``, a path, pictures, uint8 (f h w c), or floating point in [0, 1],
+                an array (f h w c) or a tensor (f c h w). As long as the result and without a mask it is made
+                anew with ``strength``; a shorter one is continued. A list of videos, or a batch, gives one per
+                prompt.
+            mask: what of ``video`` is made anew: True or white, per frame (f) or per pixel (f h w), or the path
+                of pictures or a video. Whole frames that stay are conditions of the strategy; pixels that stay
+                are held at every step.
             strength: in (0, 1]: share of the solver's steps taken from the noised ``video``; 1 starts from
                 noise. By default 0.8 for a whole video without a mask.
             pins: given pictures in general, ``{frame: picture}``; or anything on the way that the strategy's
                 plan has a slot for, ``{(level, frame): tensor c h w}``, such as the feature of a whole video.
+            paste_given: whether given pixels (``image``, ``pins``, what of ``video`` stays) are shown as they
+                were given; else as the codec shows them.
             scheduler: another diffusers scheduler of the same process, or its name.
             eta: share of fresh noise in every DDIM step, in [0, 1].
+            noise_prior: another prior over frames than the model was trained on, with a warning: a
+                ``NoisePrior``, its kind (such as ``"windowed-shuffle"``, FreeNoise's), or a mapping with a
+                ``kind`` and parameters.
             batch_size: most (call, video) pairs answered at once; the result does not depend on it. What
                 memory does not hold is answered in halves.
             out: write to this file (for several videos ``NAME-000.EXT``, ...) frame by frame instead of
                 returning frames; memory then stays bounded by the plan's window.
+            overwrite: whether ``out`` may be a file that was given, or that exists and is no result of the same
+                generation.
             work: folder in which finished calls are kept; the same call goes on from there (with the seed
                 it had, if none is given).
             **options: the strategy's own options (its ``Options``).
@@ -197,6 +286,9 @@ class Sampler:
         if output_type not in OUTPUT_TYPES:
             raise UnknownNameError("output_type", output_type, OUTPUT_TYPES)
         generation = arguments.resolve(self.strategy)
+        target = None if out is None else self._target(out, generation, arguments, overwrite)
+        if target is None and output_type != "latent":
+            check_memory(generation)
         logger.info("%s", generation.cost(self._pace))
         self.interrupt = False
         with self.progress_bar(generation.evaluations) as bar:
@@ -204,13 +296,27 @@ class Sampler:
             options = {"batch_size": batch_size, "on_step": hook, "on_lost": self._lost}
             kept = self._work(work, generation)
             engine = Engine(self.strategy, generation, stream=out is not None, work=kept, **options)
-            result = self._timed(_Run(engine, generation, self.strategy), output_type, out)
+            result = self._timed(_Run(engine, generation, self.strategy), output_type, target)
         return result if return_dict else (result.frames,)
 
-    def _timed(self, run: _Run, output_type: str, out: str | Path | None) -> SamplerOutput:
+    def _target(
+        self, out: str | Path, generation: Generation, arguments: Arguments, overwrite: bool
+    ) -> _Target:
+        """Return where the videos go and what they say of themselves, if they may go there."""
+        paths = output_paths(out, len(generation.requests))
+        marks = marks_of(self.strategy, generation)
+        metadata = generation.metadata(self.strategy)
+        marked = tuple({**own, MARK: mark} for own, mark in zip(metadata, marks, strict=True))
+        if not overwrite:
+            refuse_inputs(paths, _files(arguments))
+            seeded = arguments.seed is not None or arguments.generator is not None
+            refuse_foreign(paths, marked, seeded=seeded)
+        return _Target(paths, marked)
+
+    def _timed(self, run: _Run, output_type: str, target: _Target | None) -> SamplerOutput:
         """Run to the end, and remember how long that took."""
         began, self._evaluated = time.perf_counter(), 0.0
-        result = run.collect(output_type) if out is None else run.write(out)
+        result = run.collect(output_type) if target is None else run.write(target)
         evaluations = round(self._evaluated * run.generation.guided)
         self._pace.measured(run.generation.kind, time.perf_counter() - began, evaluations)
         return result
@@ -242,8 +348,22 @@ class Sampler:
     def _work(self, folder: str | Path | None, generation: Generation) -> WorkFolder | None:
         if folder is None:
             return None
-        mark = fingerprint(self.strategy, generation.plan, generation.requests, generation.settings())
-        return WorkFolder(Path(folder).expanduser(), mark, generation.requests[0].seed)
+        made = generation
+        mark = fingerprint(self.strategy, made.prior, made.plan, made.requests, made.settings())
+        return WorkFolder(Path(folder).expanduser(), mark, made.requests[0].seed)
+
+
+def _files(arguments: Arguments) -> list[Path]:
+    """Return the files that a generation reads."""
+    values = [arguments.image, arguments.last_image, arguments.video, arguments.mask]
+    values += (arguments.pins or {}).values()
+    found = [entry for value in values for entry in (value if isinstance(value, list | tuple) else [value])]
+    return [Path(entry) for entry in found if isinstance(entry, str | PathLike)]
+
+
+class _Target(NamedTuple):
+    paths: tuple[Path, ...]
+    metadata: tuple[dict[str, Any], ...]
 
 
 class _Run:
@@ -263,26 +383,28 @@ class _Run:
         else:
             clips = [torch.cat(list(delivery.ready()), 1) for delivery in self._deliveries()]
             frames = formatted(clips, output_type)
-        return self._output(frames, (), output_type)
+        return self._output(frames, (), output_type, self.generation.metadata(self.strategy))
 
-    def write(self, out: str | Path) -> SamplerOutput:
+    def write(self, target: _Target) -> SamplerOutput:
         """Run to the end, writing frames as they are finished."""
         requests = self.generation.requests
-        paths = output_paths(out, len(requests))
         lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-        metadata = self.generation.metadata(self.strategy)
         deliveries = self._deliveries()
         # With several processes the first one writes.
-        with FileSink(paths if lead else (), requests[0].fps, metadata) as files:
+        with FileSink(target.paths if lead else (), requests[0].fps, target.metadata) as files:
             self._deliver(deliveries, files)  # what is pinned needs no call
             for _ in self.engine.run():
                 self._deliver(deliveries, files)
-        return self._output(None, paths, "np")
+        return self._output(None, target.paths, "np", target.metadata)
 
     def _deliveries(self) -> list[Delivery]:
         codec, targets = self.strategy.codec, self.generation.targets
         level, device = self.engine.video_level, self.strategy.device
-        return [Delivery(codec, targets, canvas, level, device) for canvas in self.engine.canvases]
+        paste, each = self.generation.paste_given, zip(self.engine.canvases, self.generation.given, strict=True)
+        return [
+            Delivery(codec, targets, canvas, level, device, given.shown if paste else None)
+            for canvas, given in each
+        ]
 
     def _deliver(self, deliveries: list[Delivery], files: FileSink) -> None:
         """Write the frames that can be written, and let go of their latents."""
@@ -295,7 +417,9 @@ class _Run:
         released = deliveries[0].released
         self.engine.released = self.engine.plan.num_frames if released is None else released
 
-    def _output(self, frames: Any, paths: tuple[Path, ...], output_type: str) -> SamplerOutput:
+    def _output(
+        self, frames: Any, paths: tuple[Path, ...], output_type: str, metadata: tuple[Mapping[str, Any], ...]
+    ) -> SamplerOutput:
         requests = self.generation.requests
         return SamplerOutput(
             frames=frames,
@@ -304,7 +428,7 @@ class _Run:
             frame_indices=self.generation.targets,
             height=requests[0].height,
             width=requests[0].width,
-            metadata=self.generation.metadata(self.strategy),
+            metadata=metadata,
             paths=paths,
             output_type=output_type,
         )
@@ -314,7 +438,7 @@ def load(
     source: str | Path,
     *,
     device: Any = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     repositories: Collection[str] = (),
     **components: Any,
@@ -325,7 +449,7 @@ def load(
         source: a checkpoint folder, the folder of a training run (its newest checkpoint), the name of a
             bundled model, or a hub id ``user/repo`` or ``user/repo@revision``; looked for in this order.
         device: None is CUDA where present, else the CPU.
-        dtype: cast the weights; None keeps float32.
+        dtype: cast the weights, to ``torch.float16`` or ``"float16"``, say; None keeps float32.
         revision: branch, tag or commit of a hub id.
         repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded.
         **components: modules that stand in for those of the checkpoint, by component name.
@@ -334,6 +458,11 @@ def load(
         CheckpointError: no checkpoint there, another format, missing or unsafe files.
         InvalidArgumentError, UnknownNameError: a component does not fit, or the strategy has no such one.
     """
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    if "torch_dtype" in components:
+        raise InvalidArgumentError(
+            f"torch_dtype={components['torch_dtype']} was given; it is called dtype here: "
+            f"dtype={components['torch_dtype']}."
+        )
+    options: dict[str, Any] = {"device": device, "dtype": checked_dtype(dtype), "revision": revision}
     options["repositories"] = repositories
     return Sampler(checkpoint.load_strategy(source, **options, **components))

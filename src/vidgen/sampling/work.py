@@ -17,19 +17,27 @@ from torch import Tensor
 from vidgen import config as configs
 from vidgen.checkpoint import writable
 from vidgen.errors import CheckpointError
+from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan
+from vidgen.sampling.leftovers import remove_leftovers, temporary_beside
 from vidgen.strategy import Request, Strategy
 
 __all__ = ["WorkFolder", "fingerprint", "kept_seed"]
 
 
-def fingerprint(strategy: Strategy, plan: Plan, requests: Sequence[Request], settings: dict[str, Any]) -> str:
-    """Return a digest of all that decides the pixels: weights, plan, requests, solver settings."""
+def fingerprint(
+    strategy: Strategy,
+    prior: NoisePrior,
+    plan: Plan,
+    requests: Sequence[Request],
+    settings: dict[str, Any],
+) -> str:
+    """Return a digest of all that decides the latents: weights, noise, plan, requests, solver settings."""
     digest = hashlib.blake2b(digest_size=16)
     described = {
         "strategy": strategy.name,
         "config": configs.to_dict(strategy.config),
-        "prior": strategy.prior.to_dict(),
+        "prior": prior.to_dict(),
         "plan": plan.fingerprint(),
         "requests": [request.settings() for request in requests],
         "settings": settings,
@@ -80,6 +88,8 @@ class WorkFolder:
             raise CheckpointError(f"{folder} is a file; expected a folder for finished calls.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for place in (folder, *folder.glob("video-*")):
+                remove_leftovers(place)
             found = _read(folder).get("fingerprint")
             if found is None:
                 configs.write_json(folder / _INDEX, {"format": 1, "fingerprint": fingerprint, "seed": seed})
@@ -113,7 +123,7 @@ class WorkFolder:
     def save(self, call: Call, video: int, latents: Tensor) -> None:
         """Keep what ``call`` gave for ``video``: ``latents`` c f h w."""
         file = self._file(call, video)
-        temporary = file.with_suffix(".tmp")
+        temporary = temporary_beside(file)
         with writable(self.folder):
             try:
                 file.parent.mkdir(exist_ok=True)

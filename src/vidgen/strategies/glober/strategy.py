@@ -227,8 +227,8 @@ class GLOBER(DenoisingStrategy):
         encoded as in evaluation, also in the middle of a training.
 
         Args:
-            video: a ``Video``, a file, pictures, uint8 (f h w c), or a tensor c f h w in [-1, 1]; it is scaled
-                and cropped to the size of the training clips.
+            video: a ``Video``, a file, pictures, uint8 (f h w c), or floating point in [0, 1], an array
+                (f h w c) or a tensor (f c h w); it is scaled and cropped to the size of the training clips.
 
         Raises:
             InvalidArgumentError: fewer frames than keyframes.
