@@ -4,7 +4,7 @@ A checkpoint's component is a folder of its own, or a reference to that of anoth
 """
 
 from vidgen.components.hub import HubId
-from vidgen.components.loading import check_fits, described, load_module, read_config, within
+from vidgen.components.loading import at_most, check_fits, described, load_module, read_config
 from vidgen.components.references import (
     INDEX,
     Located,
@@ -24,6 +24,7 @@ __all__ = [
     "HubId",
     "Located",
     "Reference",
+    "at_most",
     "check_fits",
     "component_hash",
     "described",
@@ -36,5 +37,4 @@ __all__ = [
     "repositories_allowed",
     "repository_allowed",
     "save_component",
-    "within",
 ]

@@ -20,7 +20,7 @@ from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.weights import WEIGHTS, read_shapes, read_tensors, take_weights
 
-__all__ = ["CONFIG", "MAX_BUFFERS", "load_module", "read_config", "weight_files", "within"]
+__all__ = ["CONFIG", "MAX_BUFFERS", "at_most", "load_module", "read_config", "weight_files"]
 
 CONFIG = "config.json"
 
@@ -76,7 +76,7 @@ def load_module(
         return module
 
     if torch.get_default_device().type == "meta":
-        with within(_MOST_PARTS, where, kind.__name__):
+        with described(where, kind.__name__), at_most(_MOST_PARTS, str(where)):
             return build()
     files, named = weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -120,7 +120,7 @@ def check_fits(
     Raises:
         CheckpointError: the configuration describes no network, or another one.
     """
-    with torch.device("meta"), within(10 * len(shapes) + 1000, where, name):
+    with torch.device("meta"), described(where, name), at_most(10 * len(shapes) + 1000, str(where)):
         template = build()
     with torch.device("meta"):
         values = {key: torch.empty(shape) for key, shape in shapes.items()}
@@ -150,11 +150,15 @@ def described(where: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def within(parts: int, where: Path, name: str) -> Iterator[None]:
-    """Refuse a network that registers more than ``parts`` parameters, or ten times as many modules.
+def at_most(parts: int, what: str) -> Iterator[None]:
+    """Refuse a network, built in the block, of more than ``parts`` parameters or ten times as many modules.
+
+    Args:
+        parts: parameters, by name.
+        what: describes the network, for the message.
 
     Raises:
-        CheckpointError: it does, or cannot be built.
+        CheckpointError: it has more.
     """
     left = {"parameters": parts, "modules": 10 * parts}
     own = threading.get_ident()
@@ -166,7 +170,7 @@ def within(parts: int, where: Path, name: str) -> Iterator[None]:
             left[kind] -= 1
             if left[kind] < 0:
                 raise CheckpointError(
-                    f"{where} describes a {name} of more {kind} than its weights have names; it is not built. "
+                    f"{what} describes a network of more {kind} than its weights have names; it is not built. "
                     "The file was changed, or is not meant for these weights: fetch it again."
                 )
 
@@ -177,8 +181,7 @@ def within(parts: int, where: Path, name: str) -> Iterator[None]:
         torch_module.register_module_module_registration_hook(counting("modules")),
     )
     try:
-        with described(where, name):
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vidgen.conditioning.clip_pixels import ClipPixels
 from vidgen.conditioning.encoder import TextEncoder
 from vidgen.conditioning.open_clip_source import OpenClipSource, on_meta
+from vidgen.conditioning.open_clip_trust import check_repository
 from vidgen.config import read_json, write_json
-from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, shown
 from vidgen.shapes import Tokens
 from vidgen.weights import weight_hash
 
@@ -68,14 +69,17 @@ class _OpenClip(nn.Module):
         """Build what ``save_pretrained`` wrote, and verify the weights by their hash.
 
         A weights file that has moved is also looked for in ``folder``. On the meta device no weights are
-        read.
+        read. A repository of the hub that the configuration names, and open_clip does not, is loaded only
+        within ``vidgen.components.repositories_allowed`` (``vidgen.load(..., repositories=[...])``).
 
         Raises:
             CheckpointError: ``folder`` holds no such configuration, or the weights are missing, no
                 safetensors, or not those the checkpoint was made with.
         """
         folder = Path(folder)
-        source, options, expected = _read(folder / _CONFIG, cls.__name__)
+        source, options, expected = _read(folder / _CONFIG, cls.__name__, cls._OPTIONS)
+        if source.model.startswith("hf-hub:"):  # named by the checkpoint, not by the caller
+            check_repository(source.model.removeprefix("hf-hub:"), folder.name)
         beside = folder / Path(source.pretrained).name
         if source.pretrained and not Path(source.pretrained).is_file() and beside.is_file():
             source = replace(source, pretrained=str(beside.absolute()))
@@ -83,7 +87,7 @@ class _OpenClip(nn.Module):
         hint = f"Put the right weights there, or give vidgen.load an encoder of your own: {folder.name}=..."
         try:
             encoder = cls(source, **options)
-        except CheckpointError as error:
+        except Exception as error:  # any value may stand in the file
             raise CheckpointError(
                 f"{folder} refers to the weights {named!r}, which cannot be used: {error} {hint}"
             ) from error
@@ -95,9 +99,11 @@ class _OpenClip(nn.Module):
         encoder.digest = expected
         return encoder
 
+    _OPTIONS: ClassVar[Mapping[str, type]] = {}
+    """The keyword arguments besides the source that are saved, with their types."""
+
     def _options(self) -> dict[str, Any]:
-        """The keyword arguments besides the source."""
-        return {}
+        return {name: getattr(self, name) for name in self._OPTIONS}
 
     @property
     def _weight(self) -> Tensor:
@@ -136,6 +142,7 @@ class OpenClipTextEncoder(_OpenClip, TextEncoder):
     """
 
     frozen = True
+    _OPTIONS: ClassVar[Mapping[str, type]] = {"layer": str, "truncate": bool}
 
     def __init__(
         self,
@@ -233,9 +240,6 @@ class OpenClipTextEncoder(_OpenClip, TextEncoder):
             numbers: Tensor = self._tokenizer(list(texts), context_length=length)
         return numbers
 
-    def _options(self) -> dict[str, Any]:
-        return {"layer": self.layer, "truncate": self.truncate}
-
 
 class OpenClipImageEncoder(_OpenClip):
     """The image tower of an open_clip model: one embedding, or patch tokens, per picture.
@@ -310,15 +314,24 @@ def _first(out: Any) -> Tensor:
     return embedding
 
 
-def _read(file: Path, name: str) -> tuple[OpenClipSource, dict[str, Any], str]:
-    """The source, the options and the expected hash in a ``config.json``."""
+_FIELDS = {"model": str, "pretrained": str, "architecture": dict, "preprocessing": dict, "weight_hash": str}
+
+
+def _read(file: Path, name: str, known: Mapping[str, type]) -> tuple[OpenClipSource, dict[str, Any], str]:
+    """The source, the options (``known``, with their types) and the expected hash in a ``config.json``."""
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; expected the configuration of an {name}.")
     try:
         config = read_json(file)
         if config.pop("_class_name") != name:
             raise KeyError("_class_name")
-        fields = [config.pop(field) for field in ("model", "pretrained", "architecture", "preprocessing")]
-        return OpenClipSource(*fields), config, config.pop("weight_hash")
+        for field, kind in {**_FIELDS, **known}.items():
+            if not isinstance(config[field], kind):
+                raise KeyError(f"{field} is {shown(config[field])}; expected {kind.__name__}")
+        *fields, expected = (config[field] for field in _FIELDS)
+        parts = ("text_cfg", "vision_cfg")
+        if not all(isinstance(config["architecture"].get(part), dict) for part in parts):
+            raise KeyError(f"its architecture lacks {' or '.join(parts)}")
+        return OpenClipSource(*fields), {option: config[option] for option in known}, expected
     except (KeyError, InvalidArgumentError) as error:
         raise CheckpointError(f"{file} is not the configuration of an {name}: {error}.") from error

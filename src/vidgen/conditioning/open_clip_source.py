@@ -8,10 +8,14 @@ asked to find or download weights here:
 - a local file must be safetensors,
 - ``hf-hub:org/name`` and ``local-dir:folder`` mean ``open_clip_config.json`` and
   ``open_clip_model.safetensors`` of that repository or folder.
+
+A configuration may come from a stranger: nothing that it names is loaded unless the caller, or open_clip
+itself, names it too, no code is run, and nothing is built that the weights do not fit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -21,14 +25,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from vidgen.components import at_most
+from vidgen.conditioning.open_clip_trust import check_repository, check_trusted, tokenizer_options
 from vidgen.config import read_json
-from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.weights import read_shapes
 
 __all__ = ["OpenClipSource", "on_meta"]
 
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _SAFE = ".safetensors"
+_MOST_PARTS = 100_000  # parameters by name; the largest published models have some thousand
+_SLACK = 1_000_000  # weights that a file may lack
 _CONVERT = (
     "Reading a pickle can run code, so it is not loaded. Where you trust the file, convert it once: "
     'state = torch.load(FILE, map_location="cpu", weights_only=True); state = state.get("state_dict", state); '
@@ -127,10 +136,11 @@ class OpenClipSource:
         import open_clip
 
         if on_meta():
-            return self._network()
+            return self._network(_MOST_PARTS)
         file = self.weights
+        self._check_size(file)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            model = self._network()
+            model = self._network(_MOST_PARTS)
         try:
             open_clip.load_checkpoint(model, str(file))  # by its suffix, through safetensors alone
         except (SafetensorError, RuntimeError, AssertionError, StopIteration) as error:
@@ -141,19 +151,36 @@ class OpenClipSource:
             ) from error
         return model
 
-    def _network(self) -> Any:
-        """The model with random weights."""
+    def _check_size(self, file: Path) -> None:
+        """Refuse a configuration of far more weights than ``file`` has, before anything is allocated."""
+        shapes = read_shapes(file)
+        with torch.device("meta"):
+            model = self._network(10 * len(shapes) + 1000)
+        described, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
+        if described > 2 * held + _SLACK:  # open_clip fits some layouts and sizes itself
+            raise CheckpointError(
+                f"{file} holds {held:,} weights, and the configuration of {self.model!r} describes "
+                f"{described:,}: it cannot be loaded as weights of that model. One of the two was changed, or "
+                "is of another model."
+            )
+
+    def _network(self, parts: int) -> Any:
+        """The model with random weights, of at most ``parts`` parameters by name."""
         import open_clip
 
         architecture = deepcopy(self.architecture)
-        kind = open_clip.CoCa if "multimodal_cfg" in architecture else open_clip.CustomTextCLIP
         try:
+            check_trusted(architecture, self.model)
+            kind = open_clip.CoCa if "multimodal_cfg" in architecture else open_clip.CustomTextCLIP
             architecture.pop("custom_text", None)
             # Towers of other libraries come without weights of their own: all weights are in one file.
             architecture["vision_cfg"]["timm_model_pretrained"] = False
             architecture["text_cfg"]["hf_model_pretrained"] = False
-            return kind(**architecture)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+            with at_most(parts, f"the configuration of {self.model!r}"):
+                return kind(**architecture)
+        except VidgenError:
+            raise
+        except Exception as error:  # any value may stand in a configuration
             raise CheckpointError(
                 f"the configuration of {self.model!r} cannot be built ({type(error).__name__}: {error}). "
                 "Expected open_clip's embed_dim, vision_cfg and text_cfg; parts that live on the Hugging Face "
@@ -173,14 +200,16 @@ class OpenClipSource:
         from open_clip.tokenizer import HFTokenizer
 
         text = self.architecture["text_cfg"]
-        options = dict(text.get("tokenizer_kwargs") or {})
+        options = tokenizer_options(self.architecture, self.model)
         name = text.get("hf_tokenizer_name")
         if not name:
             return open_clip.SimpleTokenizer(context_length=self.context_length, **options)
-        options["trust_remote_code"] = False  # whatever a configuration from elsewhere says
+        options["trust_remote_code"] = False
         folder = self.model.removeprefix(_FOLDER)
         source = folder if folder != self.model else name
         mode = text.get("tokenizer_mode")
+        if source == name:
+            check_repository(name, self.model)
         try:
             return HFTokenizer(source, context_length=self.context_length, tokenizer_mode=mode, **options)
         except (OSError, ValueError) as error:
