@@ -2,10 +2,20 @@
 # make train  the same, but train a model first, on your own clips or on mp4 files that it makes itself
 # make test   create the environment, install the dev extra, run the fast tests
 # make check  lint, format, types, layers, then make test
+#
+# make test CONSTRAINTS=oldest   the same with the oldest versions allowed, in .venv-oldest (or CONSTRAINTS=tested)
+# make test-random SEED=1        the tests in the random order of that seed
 
 PYTHON ?= python3
-BIN := .venv/bin
-SRC := $(CURDIR)/pyproject.toml Makefile
+# A file of constraints/ has an environment of its own; without one, pip installs the newest versions.
+CONSTRAINTS ?=
+VENV := .venv$(addprefix -,$(CONSTRAINTS))
+BIN := $(VENV)/bin
+PINS := $(addprefix constraints/,$(addsuffix .txt,$(CONSTRAINTS)))
+SRC := $(CURDIR)/pyproject.toml Makefile $(PINS)
+SEED ?= 1
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(PINS))
 
 # Your own clips: make train DATA=~/clips RUN=runs/mine OUT=mine.mp4   (and PROMPT="..." if they have captions)
 DATA ?= demo/clips
@@ -17,22 +27,22 @@ FRAMES ?= 64
 # Waiting threads spin for microseconds, not milliseconds: on a busy machine two spinning threads lose to one.
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: demo train test test-slow check lint clean
+.PHONY: demo train test test-random test-slow check lint clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "vidgen needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
 
-.venv/installed: $(SRC) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/installed: $(SRC) | $(BIN)/python
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-.venv/installed-dev: $(SRC) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $@ .venv/installed
+$(VENV)/installed-dev: $(SRC) | $(BIN)/python
+	$(PIP_INSTALL) --editable ".[dev]"
+	touch $@ $(VENV)/installed
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/vidgen generate shapes/vdm "a red circle moves left" --seed 0 --out demo/video.mp4 --sheet demo/video.png
 	@echo "the first video is in demo/video.mp4; now one of each of six prompts, then one of 64 frames"
 	$(BIN)/vidgen generate shapes/vdm "a red circle moves left" "a blue square moves up" \
@@ -42,21 +52,24 @@ demo: .venv/installed
 		--out demo/long.mp4 --sheet demo/long.png --sheet-columns 16
 	@echo "look into demo/: video.mp4, videos-000.mp4 to videos-005.mp4, long.mp4, and a contact sheet of each"
 
-demo/clips: | .venv/installed
+demo/clips: | $(VENV)/installed
 	$(BIN)/vidgen data make shapes $@ --count 96 --num-frames 64
 
-train: .venv/installed | $(filter demo/clips,$(DATA))
+train: $(VENV)/installed | $(filter demo/clips,$(DATA))
 	$(BIN)/vidgen train vdm --recipe tiny --data "$(DATA)" --out "$(RUN)"
 	$(BIN)/vidgen generate "$(RUN)" "$(PROMPT)" --num-frames $(FRAMES) --seed 0 --out "$(OUT)"
 	@echo "the video is in $(OUT)"
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: .venv/installed-dev
+test-random: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -p randomly --randomly-seed=$(SEED)
+
+test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -65,4 +78,4 @@ lint: .venv/installed-dev
 check: lint test
 
 clean:
-	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* demo dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Shared by all tests: shape annotations are checked at run time, one thread per worker, no hub."""
+"""Shared by all tests: annotations are checked at run time, one thread per worker, no hub, one random state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # The modules whose functions pass tensors along; user-facing ones check their arguments themselves.
@@ -22,3 +24,9 @@ TENSOR_MODULES = [
     "video",
 ]
 install_import_hook([f"vidgen.{name}" for name in TENSOR_MODULES], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before the fixtures of a test: what it draws is the same in any order of the tests."""
+    torch.manual_seed(0)

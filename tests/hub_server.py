@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub.constants as hub_constants
+from huggingface_hub.utils import _http as hub_http
+
 
 class Repo:
     """Commits of whole folders, and branches that point to them."""
@@ -172,3 +175,14 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repo.commit(branch, files, message)
         url = f"{self.hub.endpoint}/{name}/commit/{sha}"
         self._json({"success": True, "commitUrl": url, "commitOid": sha})
+
+
+def go_offline(monkeypatch, offline=True):
+    """Let huggingface_hub believe that there is no network, or that there is."""
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", offline)
+    forget_sessions()
+
+
+def forget_sessions():
+    """Before 1.0 one remembers whether it was made offline."""
+    getattr(hub_http, "reset_sessions", lambda: None)()

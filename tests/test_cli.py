@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,8 +44,120 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     run("data", "make", "shapes", root / "clips", "--count", 3, "--num-frames", 8, "--size", 16)
     result = run("train", "vdm", "--data", root / "clips", "--out", root / "run", "--device", "cpu", *SMALL)
-    assert '"clip_length": 4' in result.stdout  # the resolved recipe is printed
+    (root / "said").write_text(result.stdout)
     return root
+
+
+def test_train_sums_up_what_it_resolved_and_says_what_to_do_next(trained, tmp_path):
+    said = (trained / "said").read_text()
+    words = json.loads((trained / "run" / "recipe.json").read_text())["model"]["words"]
+    caption = sorted((trained / "clips").glob("*.txt"))[0].read_text().strip()
+    assert said.splitlines() == [
+        f"vdm by the recipe vdm/tiny, on 3 videos of {trained / 'clips'}",
+        f"  clips of 4 frame(s) of 16 x 16, {len(words)} words in captions: {', '.join(words[:12])}"
+        + ", ..." * (len(words) > 12),
+        *[line for line in said.splitlines() if line.endswith(" parameters")],
+        "  3 steps of denoiser, 2 clips each, learning rate 0.002 (cosine), on cpu in float32",
+        f"  saved every 200 steps in {trained / 'run'}; all settings: {trained / 'run' / 'recipe.json'}",
+        f"trained: {trained / 'run'}",
+        f"now: vidgen generate {trained / 'run'} '{caption}' --out video.mp4",
+    ]
+    counts = re.findall(r"^  (?:codec|unet|temporal|text_encoder): [\d,]+ parameters$", said, re.MULTILINE)
+    assert len(counts) == 4
+    arguments = ["train", "vdm", "--data", trained / "clips", "--out", tmp_path / "quiet", "--device", "cpu"]
+    quiet = run(*arguments, *SMALL, "-q")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_a_dry_run_knows_the_data_and_writes_nothing(trained, tmp_path):
+    arguments = ["train", "vdm", "--data", trained / "clips", "--out", tmp_path / "dry", *SMALL, "--dry-run"]
+    found = json.loads(run(*arguments).stdout)
+    kept = json.loads((trained / "run" / "recipe.json").read_text())
+    assert found["model"] == kept["model"]
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_what_is_saved_and_what_to_run(trained, tmp_path, monkeypatch, kind):
+    from vidgen.denoising.stage import DenoisingStage
+
+    losses = DenoisingStage.losses
+
+    def interrupting(self, batch, step):
+        if step.index == 1:
+            signal.raise_signal(kind)
+        yield from losses(self, batch, step)
+
+    monkeypatch.setattr(DenoisingStage, "losses", interrupting)
+    command = ["train", "vdm", "--data", "my clips", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vidgen", *command])
+    monkeypatch.chdir(tmp_path)
+    Path("my clips").symlink_to(trained / "clips")
+    before = signal.getsignal(kind)
+    stderr = run("-q", *command, "--device", "cpu", *SMALL, code=130).stderr
+    assert stderr == (
+        "vidgen: interrupted. The checkpoint of step 2 is kept. To go on from there: "
+        "vidgen train vdm --data 'my clips' --out out\n"
+    )
+    assert signal.getsignal(kind) is before
+    info = run("info", "out")
+    assert "trained on 3 videos of clips; not finished: denoiser 2 of 3 steps" in info.stdout
+    assert "is not finished: denoiser 2 of 3 steps. What it generates" in info.stderr
+
+
+def test_sigterm_ends_any_command_as_ctrl_c_does(trained, monkeypatch):
+    from vidgen.sampling import Sampler
+
+    cleaned = []
+
+    def interrupted(*args, **kwargs):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(Sampler, "__call__", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("generate", trained / "run", code=130).stderr == "vidgen: interrupted\n"
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_info_says_what_a_run_is(trained):
+    found = json.loads(run("info", trained / "run", "--json").stdout)
+    recipe = json.loads((trained / "run" / "recipe.json").read_text())
+    assert found["training"] == {
+        "stages": [{"name": "denoiser", "step": 3, "steps": 3}],
+        "finished": True,
+        "data": {"name": "clips", "videos": 3},
+    }
+    words = recipe["model"]["words"]
+    assert found["prompts"] == {"kind": "words", "words": words, "max_words": recipe["model"]["max_words"]}
+    lines = run("info", trained / "run", "--num-frames", 8).stdout.splitlines()
+    assert lines[:4] == [
+        f"{trained / 'run'}: vdm",
+        "  makes 4 frame(s) of 16 x 16 at 8 per second, in 50 solver steps at guidance scale 2",
+        f"  prompts: up to {recipe['model']['max_words']} of {len(words)} words: {', '.join(words)}",
+        "  trained on 3 videos of clips; finished: denoiser 3 steps",
+    ]
+    assert "8 frames in 3 call(s)" in lines
+    same = json.loads(run("info", "vdm", *SMALL, f"--set=path={trained / 'clips'}", "--json").stdout)
+    counts = {name: value["parameters"] for name, value in found["components"].items()}
+    assert counts == {name: value["parameters"] for name, value in same["components"].items()}
+    assert (found["gmacs_per_call"], found["plan"]) == (same["gmacs_per_call"], same["plan"])
+
+
+def test_info_says_what_bundled_models_are():
+    lines = run("info", "shapes/codec").stdout.splitlines()
+    assert lines[0] == "shapes/codec: frame_codec"
+    assert lines[1].startswith("  trained on 16384 videos of shapes; finished: frame_codec ")
+    record = json.loads((plugins.model_folder("shapes/codec") / "record.json").read_text())
+    assert lines[-1] == f"  together  {record['parameters']['codec']:,} parameters"
+    found = json.loads(run("info", "shapes/ldm", "--json").stdout)
+    assert found["strategy"] == "ldm"
+    assert found["training"]["data"] == {"name": "shapes", "videos": 8192}
+    record = json.loads((plugins.model_folder("shapes/ldm") / "record.json").read_text())
+    assert {name: v["parameters"] for name, v in found["components"].items()} == record["parameters"]
 
 
 def test_data_train_generate(trained):
@@ -183,54 +294,6 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_foreign_sheet_is_not_overwritten(trained, files):
-    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--seed", 1, "--out", "v.gif"]
-    for suffix in ("png", "jpg", "webp"):
-        sheet = files / f"sheet.{suffix}"
-        for _ in range(2):  # the same again
-            run(*arguments, "--sheet", sheet)
-            with Image.open(sheet) as picture:
-                assert picture.size[0] > 32
-    assert sorted(path.name for path in files.glob("*sheet*")) == ["sheet.jpg", "sheet.png", "sheet.webp"]
-    for sheet in ("red.png", "sheet.png"):
-        before = (files / sheet).read_bytes()
-        stderr = run(*arguments, "--sheet", sheet, "--sheet-columns", 2, code=2).stderr
-        assert f"{sheet} exists and is no sheet of the same command" in stderr
-        assert (files / sheet).read_bytes() == before
-    run(*arguments, "--sheet", "red.png", "--overwrite")
-    with Image.open(files / "red.png") as picture:
-        assert picture.size[0] > 32
-
-
-def test_a_video_of_other_settings_is_not_overwritten(trained, files):
-    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--out"]
-    before = (files / "clip.mp4").read_bytes()
-    assert "clip.mp4 exists" in run(*arguments, "clip.mp4", code=2).stderr
-    assert (files / "clip.mp4").read_bytes() == before
-    for more in ([], ["--seed", 1, "--overwrite"], ["--seed", 1]):
-        run(*arguments, "v.mp4", *more)
-    assert "--overwrite" in run(*arguments, "v.mp4", "--seed", 2, code=2).stderr
-    assert read_metadata("v.mp4")["seed"] == 1
-
-
-def test_terminated_leaves_nothing_behind(trained, tmp_path, monkeypatch):
-    """SIGTERM, as batch systems send it: what is half-written is removed."""
-    from vidgen.sampling.engine import Engine
-
-    def terminated(self, jobs):
-        yield from ()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    monkeypatch.setattr(Engine, "run", lambda self: terminated(self, None))
-    before = signal.getsignal(signal.SIGTERM)
-    for out in ("v.mp4", "frames"):
-        stderr = run("generate", trained / "run", "--out", tmp_path / out, code=143).stderr
-        assert stderr.endswith("vidgen: terminated\n")
-    assert not any(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_given_pictures_reach_the_video(trained, files):
     """The whole way: the picture given as the first frame is the first frame."""
     Image.new("RGB", (16, 16), (200, 40, 40)).save("first.png")
@@ -264,9 +327,26 @@ def test_inspect_and_index_report_broken_files(tmp_path):
         (["train", "vdm", "--out", "x", "--set", "widht=3"], 2, "Did you mean 'width"),
         (["train", "vdm", "--out", "x", "--set", "steps"], 2, "expected NAME=VALUE"),
         (["train", "vdm"], 2, "Missing option"),
-        (["train", "vdm", "--data", "no/such/folder", "--out", "x"], 1, "does not exist"),
+        (["train", "vdm", "--data", "no/such/folder", "--out", "x"], 2, "does not exist"),
+        (["train", "vdm", "--data", __file__, "--out", "x"], 2, "is no folder"),
+        (["train", "vdm", "--data", "no/such/folder", "--out", "x", "--dry-run"], 2, "does not exist"),
+        (["train", "vdm", "--out", "x", "--dry-run", "--set", "steps=0"], 2, "training.steps is 0"),
+        (["train", "vdm", "--out", Path(__file__).parent], 2, "holds no recipe.json"),
+        (["models", "train", "shapes/vmd"], 2, "Did you mean 'shapes/vdm'"),
+        (["models", "assess", "no/such/folder"], 2, "is no folder"),
+        (["data", "make", "shapes", "x", "--count", "0"], 2, "num_videos=0"),
+        (["data", "make", "shapes", "x", "--size", "0"], 2, "size"),
+        (["data", "make", "shapes", "x", "--fps", "0"], 2, "--fps is 0.0"),
+        (["data", "make", "shapes", "x", "--fps", "nan"], 2, "--fps is nan"),
+        (["data", "make", "shapes", Path(__file__).parent], 2, "not an empty folder"),
+        (["data", "make", "shapes", __file__], 2, "not an empty folder"),
+        (["data", "index", __file__], 2, "is no folder"),
+        (["info", "vdm/tinny"], 2, "Did you mean 'vdm/tiny'"),
+        (["info", "shapes/vdm", "--recipe", "tiny"], 2, "is a checkpoint"),
+        (["info", "shapes/vdm", "--set", "steps=3"], 2, "is a checkpoint"),
+        (["info", "frame_codec"], 2, "unknown strategy"),
         (["data", "make", "shape", "x"], 2, "Did you mean 'shapes'"),
-        (["data", "inspect", "no/such/folder"], 1, "does not exist"),
+        (["data", "inspect", "no/such/folder"], 2, "does not exist"),
         (["generate", "no/such/folder"], 2, "does not exist"),
         (["generate", "shapes/unheard-of"], 2, "no bundled model is called 'shapes/unheard-of'"),
         (["generate", "shape/vmd"], 2, "did you mean 'shapes/vdm'"),

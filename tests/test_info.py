@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import resource
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from toy import Toy, ToyConfig, toy
 from vidgen import checkpoint, info, plugins
 from vidgen import config as configs
+from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.nn import attention_backend, flop_counter
 from vidgen.plans import Call, Level, Plan, all_at_once, chunks
 from vidgen.recipe import Recipe
+from vidgen.starting.frame_codec import FrameCodecTask
+from vidgen.strategies.vdm import VDM
 from vidgen.strategy import Request
-from vidgen.video.dataset import DataConfig
+from vidgen.video.dataset import DataConfig, open_dataset
 
 
 def request(num_frames=8, size=(8, 8)):
@@ -119,11 +125,16 @@ def test_vdm_counts_on_the_meta_device_what_it_counts_on_the_cpu():
     assert found["components"] == {k: {"parameters": n} for k, n in strategy.num_parameters().items()}
     sampler = Sampler(strategy)
     sampler.set_progress_bar_config(disable=True)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         sampler(seed=0, num_inference_steps=1, guidance_scale=1, output_type="latent")
-    counts = counter.get_flop_counts()
-    network = sum(counts["VideoUNet"].values()) if "VideoUNet" in counts else None
+    network = sum(counter.get_flop_counts()["VideoUNet"].values())
     assert network == 2e9 * found["gmacs_per_call"]
+    plan = strategy.plan(strategy.defaults.num_frames)
+    size = (strategy.defaults.height, strategy.defaults.width)
+    asked = request(strategy.defaults.num_frames, size)
+    for backend in ("sdpa", "math", "flash"):
+        with attention_backend(backend):
+            assert info.macs_per_call(strategy, plan, asked) == network / 2
 
 
 def test_exactly_the_documented_keys():
@@ -282,3 +293,53 @@ def test_other_errors_come_through(monkeypatch):
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         info.describe(**arguments)
+
+
+def test_a_pretrained_vocabulary_that_grows_is_described_too():
+    found = info.describe("ldm", "shapes/ldm", assignments=["videos=16"])
+    assignments = ["pretrained=shapes/ldm", "codec=shapes/codec", "caption_style=full", "videos=16"]
+    grown = info.describe("ldm", "shapes/ldm", assignments=assignments)
+    counts = [value["components"]["text_encoder"]["parameters"] for value in (found, grown)]
+    assert counts[1] > counts[0]
+
+
+MEDIUM = {
+    "vdm": ("vidgen.strategies.vdm.recipes", 16, 24_000),
+    "ldm": ("vidgen.strategies.ldm.recipes", 1, 384_000),
+}
+
+
+@pytest.mark.parametrize("name", MEDIUM)
+def test_medium_recipes_cost_what_they_say(name, monkeypatch):
+    place, frames, seen = MEDIUM[name]
+    medium = importlib.import_module(place).medium
+    recipe = medium()
+    assert recipe.training.steps * recipe.training.batch_size == seen
+    small = replace(recipe, data=replace(recipe.data, videos=4, frames=16))
+    monkeypatch.setattr(plugins, "load_recipe", lambda *_: small)
+    found = info.describe(name, "medium")
+    model = VDM.prepare(small.model, open_dataset(small.data)) if name == "vdm" else small.model
+    assert found["plan"]["frames"] == recipe.data.clip_length == frames
+    assert PixelCodec(model.patch).latent_shape(256, 256)[1:] == (64, 64)
+    said = re.search(r"([\d.]+) GMACs .* ([\d.]+) million parameters", medium.__doc__)
+    assert found["gmacs_per_call"] == pytest.approx(float(said[1]), rel=0.03)
+    parameters = sum(value["parameters"] for value in found["components"].values())
+    assert parameters / 1e6 == pytest.approx(float(said[2]), abs=0.06)
+    total = float(re.search(r"([\d.]+e15) multiply", medium.__doc__)[1])
+    assert 3 * seen * found["gmacs_per_call"] * 1e9 == pytest.approx(total, rel=0.03)
+
+
+def test_the_medium_codec_costs_what_it_says():
+    medium = importlib.import_module("vidgen.starting.recipes").medium
+    recipe = medium()
+    with torch.device("meta"):
+        task = FrameCodecTask.create(recipe.model).codec.vae.requires_grad_(False)
+        frames = torch.zeros(1, 3, 256, 256)
+    with flop_counter() as counter:
+        latents = task.encode(frames).latent_dist.mean
+        task.decode(latents)
+    assert latents.shape == (1, 4, 64, 64)
+    gmacs = float(re.search(r"([\d.]+) GMACs", medium.__doc__)[1])
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.01)
+    assert sum(p.numel() for p in task.parameters()) / 1e6 == pytest.approx(1.0, abs=0.06)
+    assert recipe.training.steps * recipe.training.batch_size == 32_000

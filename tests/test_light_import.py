@@ -14,7 +14,7 @@ CHECK = f"import sys; heavy = [m for m in {HEAVY!r} if m in sys.modules]; assert
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

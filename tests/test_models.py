@@ -107,7 +107,7 @@ def test_the_codec_restores_frames_it_never_saw() -> None:
     data = open_dataset(DataConfig(clip_length=1, split="test", seed=5, videos=64, objects=(1, 3)))
     clip = collate([data[i] for i in range(64)]).clip
     latents = codec.encode(clip)
-    assert latents.shape == (64, 4, 1, 8, 8)
+    assert latents.shape == (64, 16, 1, 8, 8)
     assert latents.mean((0, 2, 3, 4)).abs().max() < 0.15
     assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.2
     error = ((codec.decode(latents).clamp(-1, 1) - clip) ** 2).mean((1, 2, 3, 4))

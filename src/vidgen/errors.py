@@ -15,13 +15,21 @@ __all__ = [
     "InvalidArgumentError",
     "MissingDependencyError",
     "PlanError",
+    "RunFolderError",
     "SchedulerError",
     "TrainingError",
     "UnknownNameError",
     "VideoError",
     "VideoNotFoundError",
     "VidgenError",
+    "shown",
 ]
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return ``repr(value)`` for a message, cut where a stranger's file made it endless."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class VidgenError(Exception):
@@ -64,6 +72,10 @@ class VideoNotFoundError(VideoError, InvalidArgumentError):
 
 class CheckpointError(VidgenError):
     """A checkpoint folder is missing, incomplete, of a foreign format, or unsafe."""
+
+
+class RunFolderError(CheckpointError, InvalidArgumentError):
+    """A folder was given for a training run that it cannot be: it holds something else, or is in use."""
 
 
 class CheckpointNotFoundError(CheckpointError, InvalidArgumentError):

@@ -1,35 +1,39 @@
-"""What a strategy is made of and what it computes, found without weights, data on disk or memory.
+"""What a strategy or a checkpoint is made of and what it computes.
 
-Networks are built on PyTorch's meta device, where tensors have shapes and no values, so that a model of a
+Recipes' networks are built on PyTorch's meta device, where tensors have shapes and no values: a model of a
 billion parameters is described in seconds on any machine.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from vidgen import checkpoint, plugins
 from vidgen import config as configs
-from vidgen import plugins
-from vidgen.conditioning import Conditioning
+from vidgen.checkpoint.index import read_index, training_record
+from vidgen.conditioning import ClassEncoder, Conditioning, TextEncoder, VocabularyEncoder
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, VidgenError
+from vidgen.nn import flop_counter
 from vidgen.plans import Call, Plan
 from vidgen.recipe import Recipe
 from vidgen.strategy import Canvas, Request, Strategy
+from vidgen.trainable import StageRecord, TrainingRecord
 from vidgen.video.dataset import PROCEDURAL, open_dataset
 
-__all__ = ["describe", "macs_per_call"]
+__all__ = ["describe", "describe_checkpoint", "macs_per_call"]
 
 
 def describe(
@@ -56,17 +60,106 @@ def describe(
         InvalidArgumentError: a value that does not fit, or more or fewer frames than the codec can hold.
         VidgenError: the strategy reads the values of tensors where it may only use their shapes.
     """
-    if num_frames is not None and num_frames < 1:
-        raise InvalidArgumentError(f"num_frames is {num_frames}; expected 1 or more.")
+    _check_frames(num_frames)
     resolved = configs.override(plugins.load_recipe(strategy, recipe), assignments)
     built = _on_meta(resolved)
-    request = _request(built, num_frames)
-    plan = built.plan(built.codec.latent_frames(request.num_frames))
     return {
         "strategy": strategy,
         "recipe": recipe if "/" in recipe else f"{strategy}/{recipe}",
         "components": {name: {"parameters": count} for name, count in built.num_parameters().items()},
-        "gmacs_per_call": _macs_on_meta(built, plan, request) / 1e9,
+        **_cost(built, num_frames),
+    }
+
+
+def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) -> dict[str, Any]:
+    """Return what the checkpoint ``source`` is, how it was trained, and what it costs, as plain values.
+
+    Args:
+        source: as for ``vidgen.load``: a checkpoint folder, a run's, a bundled name or a hub id. What a
+            trainable trained that is no strategy, such as a codec, will do, too.
+        num_frames: video frames of the plan; None is the strategy's default.
+
+    Returns:
+        ``checkpoint`` and ``strategy`` by name; ``components``, each with its ``class`` and number of
+        ``parameters``; ``training``: its ``stages``, whether it is ``finished``, and on what ``data``, or
+        None where the checkpoint does not say. Of a strategy also ``defaults`` (frames, size, rate, guidance
+        scale and solver steps), ``prompts`` (their ``kind``, and ``words`` or ``classes`` where these are
+        all; None where there are none), and ``gmacs_per_call`` and ``plan`` as from ``describe``.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it cannot be read.
+        InvalidArgumentError: more or fewer frames than the codec can hold.
+    """
+    _check_frames(num_frames)
+    folder = checkpoint.locate(source)
+    index = read_index(folder)
+    record = training_record(index, folder)
+    found: dict[str, Any] = {"checkpoint": str(source), "strategy": index["strategy"]}
+    if index["strategy"] in plugins.available(plugins.TRAINABLES):
+        counts = {name: _values_in(folder / name) for name in index["components"]}
+        return found | {
+            "components": _components(index, counts),
+            "training": _training(folder, record, [index["strategy"]]),
+        }
+    strategy = checkpoint.load_strategy(folder, device="cpu")
+    training = _training(folder, record, [stage.name for stage in strategy.stages()])
+    return found | {
+        "components": _components(index, strategy.num_parameters()),
+        "training": training,
+        "defaults": asdict(strategy.defaults),
+        "prompts": _prompts(strategy.text_encoder),
+        **_cost(strategy.to("meta"), num_frames),  # only shapes are looked at from here on
+    }
+
+
+def _components(index: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    return {name: {"class": index["components"][name], "parameters": n} for name, n in counts.items()}
+
+
+def _values_in(folder: Path) -> int:
+    """Count the values in a component's files, by their headers."""
+    count = 0
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            count += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return count
+
+
+def _training(folder: Path, record: TrainingRecord | None, stages: Sequence[str]) -> dict[str, Any] | None:
+    """Return the checkpoint's record, or what stands in that of a bundled model."""
+    if record is None:
+        try:
+            built = configs.read_json(folder / "record.json")
+            steps, data = built["recipe"]["training"]["steps"], built["recipe"]["data"]
+            done = tuple(StageRecord(name, steps, steps) for name in stages)
+            record = TrainingRecord(done, True, {"name": data["path"], "videos": data["videos"]})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return configs.to_dict(record)
+
+
+def _prompts(encoder: TextEncoder | None) -> dict[str, Any] | None:
+    if encoder is None:
+        return None
+    if isinstance(encoder, VocabularyEncoder):
+        words = list(encoder.words)
+        return {"kind": "words", "words": words, "max_words": encoder.max_words} if words else None
+    if isinstance(encoder, ClassEncoder):
+        return {"kind": "classes", "classes": list(encoder.config.classes)}
+    return {"kind": "text"}
+
+
+def _check_frames(num_frames: int | None) -> None:
+    if num_frames is not None and num_frames < 1:
+        raise InvalidArgumentError(f"num_frames is {num_frames}; expected 1 or more.")
+
+
+def _cost(strategy: Strategy, num_frames: int | None) -> dict[str, Any]:
+    """Return what the plan of a video is, and what a call costs, of a strategy on the meta device."""
+    request = _request(strategy, num_frames)
+    plan = strategy.plan(strategy.codec.latent_frames(request.num_frames))
+    return {
+        "gmacs_per_call": _macs_on_meta(strategy, plan, request) / 1e9,
         "plan": {
             "frames": request.num_frames,
             "calls": plan.num_calls,
@@ -82,7 +175,7 @@ def macs_per_call(strategy: Strategy, plan: Plan, request: Request) -> float:
 
     Matrix products, convolutions and attention count; one video, without guidance. What conditions a call
     (a text encoder) is not part of it. Times the calls and the solver's evaluations it is the cost of the
-    video. Works on any device, the meta device too.
+    video. It is the same on every device, the meta device too, and whichever attention backend is chosen.
     """
     kinds = Counter[Hashable]()
     examples: dict[Hashable, Call] = {}
@@ -110,7 +203,7 @@ def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float
         return denoise(start, t, cond)
 
     # The counter hooks what needs gradients, and fails on views of it that have none here.
-    with _without_gradients(strategy), FlopCounterMode(display=False) as counter:
+    with _without_gradients(strategy), flop_counter() as counter:
         strategy.answer(call, evaluate, start, cond)
     return float(counter.get_total_flops()) / 2  # PyTorch counts a multiplication and an addition as two
 

@@ -28,8 +28,9 @@ class TrainingConfig:
         weight_decay, betas: AdamW's; 0 or more, and two numbers in [0, 1).
         max_grad_norm: gradients are scaled down to this norm, more than 0; None leaves them.
         ema_decay: decay, in [0, 1), of the averaged weights that are sampled from; None keeps none.
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (CUDA only). Networks run in it; weights, losses
-            and optimisers stay in float32. bf16 is slow on a CPU that does not know it.
+        mixed_precision: ``"no"``, ``"bf16"``, ``"fp16"`` (CUDA only) or ``"auto"``: bf16 where every device of
+            the training computes it itself, else ``"no"``; a run keeps the one it was begun with. Networks run
+            in it; weights, losses and optimisers stay in float32. Where bf16 is emulated it is slow.
         seed: 0 to 2^63 - 1; of the initial weights, the order of the data and the training noise.
         checkpoint_every, log_every: in steps, 1 or more, as all that counts steps, batches or clips here.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
@@ -56,7 +57,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float | None = 1.0
     ema_decay: float | None = 0.999
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 50

@@ -6,9 +6,10 @@ and name it in the entry point group ``vidgen.strategies``.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,14 +17,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from vidgen.codecs import Codec
-from vidgen.conditioning import Conditioning, TextEncoder
+from vidgen.conditioning import Conditioning, TextEncoder, VocabularyEncoder
 from vidgen.diffusion import Denoiser, Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan, Slot
 from vidgen.shapes import Latents, Tokens
 from vidgen.trainable import Trainable
-from vidgen.video.dataset import ClipBatch
+from vidgen.video.dataset import ClipBatch, ClipDataset
 from vidgen.weights import digest_of
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "Strategy",
     "check_window",
 ]
+
+logger = logging.getLogger("vidgen")
 
 Prompt = str | Mapping[int, str]
 """One text for the whole video, or ``{first frame: text}``: each text holds until the next begins."""
@@ -166,6 +169,23 @@ class Strategy(Trainable):
         self.diffusion = Diffusion(scheduler)
         self.prior = prior
 
+    def adapt(self, dataset: ClipDataset) -> None:
+        """Let a text encoder of words learn those of the captions that are new to it."""
+        encoder = self.text_encoder
+        if not isinstance(encoder, VocabularyEncoder):
+            return
+        new = encoder.grow(dataset.texts())
+        if new and not getattr(self.config, "learns_words", True):
+            raise InvalidArgumentError(
+                f"the captions have words that this {self.name} never learnt ({', '.join(new)}), and its text "
+                "encoder is not trained. Set train_text=true, or leave these words out of the captions."
+            )
+        if new:
+            logger.info("the vocabulary grows by %d words: %s", len(new), ", ".join(new))
+        if hasattr(self.config, "words"):
+            words, longest = tuple(encoder.words), encoder.max_words
+            self.config = replace(self.config, words=words, max_words=longest)
+
     @property
     def scheduler(self) -> SchedulerMixin:
         """The scheduler of the checkpoint; set a compatible one to sample with it from now on."""
@@ -173,7 +193,7 @@ class Strategy(Trainable):
         return scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: SchedulerMixin) -> None:
+    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
         self.diffusion = self.diffusion.exchange(scheduler)
 
     @property

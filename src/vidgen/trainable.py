@@ -13,11 +13,20 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vidgen.components import Reference
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoiseKey, NoisePrior
 from vidgen.video.dataset import ClipBatch, ClipDataset
 
-__all__ = ["Loss", "OptimizerGroup", "Stage", "Trainable", "TrainingStep"]
+__all__ = [
+    "Loss",
+    "OptimizerGroup",
+    "Stage",
+    "StageRecord",
+    "Trainable",
+    "TrainingRecord",
+    "TrainingStep",
+]
 
 _T = TypeVar("_T", bound="Trainable")
 
@@ -87,6 +96,41 @@ class TrainingStep:
         return torch.cat([self.uniforms(i, stream, 1) for i in range(len(self.samples))])
 
 
+@dataclass(frozen=True)
+class StageRecord:
+    """How far one stage of training is: ``step`` of ``steps``."""
+
+    name: str
+    step: int
+    steps: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.step >= self.steps:
+            return f"{self.step} steps"
+        return f"{self.step} of {self.steps} steps" if self.step else "untrained"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What training lies behind a model; checkpoints keep it.
+
+    Args:
+        stages: all of them, in order.
+        finished: whether all is done that the recipe says.
+        data: what was trained on, in plain values: its ``name``, and how many ``videos`` it has.
+    """
+
+    stages: tuple[StageRecord, ...]
+    finished: bool
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say in one line how far the training is."""
+        stages = ", ".join(f"{stage.name} {stage}" for stage in self.stages)
+        return f"{'finished' if self.finished else 'not finished'}: {stages}"
+
+
 class Stage(ABC):
     """One stage of training.
 
@@ -123,8 +167,9 @@ class Trainable(ABC):
 
     Args:
         config: an instance of the class's ``Config``.
-        modules: trained and frozen networks by component name, one for each of ``component_types``; each
-            is a diffusers ``ModelMixin``, or saves and loads by itself as one does.
+        modules: trained and frozen networks by component name, one for each of ``component_types`` (those
+            of ``training_only`` may be missing); each is a diffusers ``ModelMixin``, or saves and loads by
+            itself as one does.
 
     Raises:
         InvalidArgumentError: a component is missing or of another class.
@@ -134,9 +179,16 @@ class Trainable(ABC):
     Config: ClassVar[type]
     component_types: ClassVar[Mapping[str, tuple[type, ...]]]
     """The classes that each component may have; a checkpoint names one of them."""
+    training_record: TrainingRecord | None = None
+    """How it was trained, where that is known: the trainer sets it, checkpoints keep it."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Components that only training needs, such as a discriminator: what is shared may leave them out, and
+    ``fresh`` makes them where training begins again."""
 
     def __init__(self, config: Any, modules: Mapping[str, nn.Module]) -> None:
         for component, kinds in self.component_types.items():
+            if component in self.training_only and component not in modules:
+                continue
             if not isinstance(modules.get(component), kinds):
                 raise InvalidArgumentError(
                     f"{self.name!r} was given {type(modules.get(component)).__name__} as its "
@@ -144,6 +196,12 @@ class Trainable(ABC):
                 )
         self.config = config
         self.modules = dict(modules)
+        self.references: dict[str, Reference] = {}
+        """Where components came from that the checkpoint does not hold itself; filled in when it is loaded."""
+
+    def fresh(self, component: str) -> nn.Module:
+        """Return an untrained network for one of ``training_only``, as ``create`` would make it."""
+        raise NotImplementedError(f"{type(self).__name__} makes no {component!r}; override fresh().")
 
     @classmethod
     @abstractmethod
@@ -155,6 +213,13 @@ class Trainable(ABC):
         """Return ``config`` completed by what only the data tell (vocabulary, classes, ...)."""
         del dataset
         return config
+
+    def adapt(self, dataset: ClipDataset) -> None:
+        """Make ready for other data what is trained already: for new words in captions, say.
+
+        Training that goes on from a given model begins with it. By default nothing changes.
+        """
+        del dataset
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

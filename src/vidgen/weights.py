@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidgen.errors import CheckpointError
 
-__all__ = ["WEIGHTS", "digest_of", "load_weights", "newest_model", "read_tensors", "weight_hash"]
+__all__ = [
+    "WEIGHTS",
+    "digest_of",
+    "follow_umask",
+    "load_weights",
+    "newest_model",
+    "read_shapes",
+    "read_tensors",
+    "take_weights",
+    "weight_hash",
+    "write_tensors",
+]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The name of a component's weights, as diffusers has it."""
+
+_SHOWN = 600
+"""Characters of PyTorch's list of all that does not fit."""
 
 
 def newest_model(folder: Path) -> Path:
@@ -31,19 +47,76 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or is not safetensors.
     """
+    _check_there(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise _foreign(file, error) from error
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a safetensors file, from its header alone.
+
+    Raises:
+        CheckpointError: the file is missing or is not safetensors.
+    """
+    _check_there(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _foreign(file, error) from error
+
+
+def _check_there(file: Path) -> None:
     if not file.is_file():
         others = sorted(p.name for p in file.parent.glob("*"))
         raise CheckpointError(
             f"{file} is missing (found: {', '.join(others) or 'nothing'}). Expected weights in safetensors; "
             "other formats are never loaded, since reading them can run code."
         )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is not a safetensors file ({error}). It may be truncated, or a pickle under a false "
-            "name; it is not loaded."
-        ) from error
+
+
+def _foreign(file: Path, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is not a safetensors file ({error}). It may be truncated, or a pickle under a false "
+        "name; it is not loaded."
+    )
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is as readable as any other new file.
+
+    Names that share memory (tied weights) are each written whole, so that every name is read back.
+
+    Raises:
+        SafetensorError: it cannot be written.
+    """
+    seen: set[tuple[torch.device, int]] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = (tensor.device, tensor.untyped_storage().data_ptr())
+        apart[name] = (tensor.clone() if memory in seen else tensor).detach().contiguous()
+        seen.add(memory)
+    save_file(apart, file, metadata=None if metadata is None else dict(metadata))
+    follow_umask(file)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or all files of a folder, the mode that a new file has here.
+
+    Some libraries write through temporary files, which nobody else may read.
+    """
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    if not files:
+        return
+    # Asking for the umask means setting it, for all threads.
+    with tempfile.TemporaryDirectory(prefix=".mode.", dir=files[0].parent) as folder:
+        plain = Path(folder, "plain")
+        plain.touch()
+        mode = plain.stat().st_mode
+    for file in files:
+        file.chmod(mode)
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -52,12 +125,38 @@ def load_weights(module: nn.Module, file: Path) -> None:
     Raises:
         CheckpointError: the file is missing, is not safetensors, or belongs to another network.
     """
-    weights = read_tensors(file)
+    take_weights(module, read_tensors(file), file)
+
+
+def take_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Copy ``weights``, which ``file`` held, into ``module``.
+
+    Raises:
+        CheckpointError: they belong to another network, or hold NaN or infinity where a fresh one does not.
+    """
+    finite = {name for name, value in _values(module).items() if _is_finite(value)}
     try:
         # Copied into fresh parameters: bitwise equal outputs, whatever the file's alignment.
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit {type(module).__name__}: {error}") from error
+        reason = str(error)
+        shown = reason if len(reason) <= _SHOWN else f"{reason[:_SHOWN]} ..."
+        raise CheckpointError(f"{file} does not fit {type(module).__name__}: {shown}") from error
+    broken = [name for name, value in _values(module).items() if name in finite and not _is_finite(value)]
+    if broken:
+        raise CheckpointError(
+            f"{file} holds NaN or infinite values in {len(broken)} of {len(weights)} tensors ({broken[0]!r} is "
+            "one); such a network gives no video. The training diverged, or half precision overflowed: "
+            "use an earlier checkpoint, or fetch the file again."
+        )
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
 
 
 def weight_hash(module: nn.Module) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import huggingface_hub.constants as hub_constants
 import pytest
 import torch
+from huggingface_hub import file_download
 
+from hub_server import HubServer, forget_sessions, go_offline
 from vidgen import checkpoint
 from vidgen.strategies.vdm import VDM, VDMConfig
 
@@ -59,3 +62,27 @@ def same():
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
     return compare
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty cache, and no network."""
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        go_offline(patch)
+        yield tmp_path / "cache"
+    forget_sessions()
+
+
+@pytest.fixture
+def hub(offline, monkeypatch):
+    """A hub on this machine, which every request goes to."""
+    with HubServer() as server:
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(hub_constants, "ENDPOINT", server.endpoint)
+        for module in (hub_constants, file_download):  # the latter has its own before 1.0
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        go_offline(monkeypatch, False)
+        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server

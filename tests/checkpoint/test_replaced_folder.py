@@ -59,7 +59,7 @@ def killed_at(moment: int, folder: Path) -> bool:
     """Replace ``folder`` in another process; return whether it was killed."""
     homes = [str(Path(str(package.__file__)).parents[1]) for package in (vidgen, safetensors)]
     command = [sys.executable, "-I", "-S", "-c", CHILD, folders.__file__, str(folder), str(moment), *homes]
-    code = subprocess.run(command, timeout=60).returncode
+    code = subprocess.run(command, timeout=600).returncode
     assert code in (0, -signal.SIGKILL)
     return code != 0
 

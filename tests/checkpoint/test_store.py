@@ -144,7 +144,7 @@ def edit(folder, **changes):
         (
             {"format": 99, "vidgen": "9.1"},
             CheckpointError,
-            r"checkpoint format 99; this vidgen .* reads format 1\. .*pip install 'vidgen>=9\.1'",
+            r"checkpoint format 99; this vidgen .* reads format 1, 2\. .*pip install 'vidgen>=9\.1'",
         ),
         ({"format": 0}, CheckpointError, r"checkpoint format 0.*pip install 'vidgen=="),
         ({"format": "1"}, CheckpointError, "checkpoint format '1'.*was not written by vidgen"),
@@ -176,13 +176,13 @@ def test_older_formats_are_migrated_step_by_step(strategy, folder, same, monkeyp
         assert where == folder
         return {**found, "format": 1, "components": whole["components"]}
 
-    monkeypatch.setattr(index, "_MIGRATIONS", {-1: name, 0: components})
+    monkeypatch.setattr(index, "_MIGRATIONS", {-1: name, 0: components, **index._MIGRATIONS})
     before = json.dumps({"format": -1, "model": "vdm", "config": whole["config"]})
     (folder / "vidgen.json").write_text(before)
     assert same(strategy, checkpoint.load_strategy(folder, device="cpu"))
     assert (folder / "vidgen.json").read_text() == before  # loading changes no file
     edit(folder, format=-2)
-    with pytest.raises(CheckpointError, match=r"format -2; this vidgen .* reads format -1, 0, 1"):
+    with pytest.raises(CheckpointError, match=r"format -2; this vidgen .* reads format -1, 0, 1, 2"):
         load(folder, device="cpu")
 
 
@@ -313,7 +313,9 @@ def test_unknown_fields_of_a_component_are_ignored_as_diffusers_does(strategy, f
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"_class_name": "VocabularyEncoder"})])
 def test_broken_configuration_of_a_component_is_named(folder, text):
     (folder / "text_encoder" / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config.json is no configuration of a VocabularyEncoder"):
+    with pytest.raises(
+        CheckpointError, match=r"config.json (is no configuration of|does not describe) a Vocabul"
+    ):
         load(folder, device="cpu")
     (folder / "text_encoder" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config.json is missing"):

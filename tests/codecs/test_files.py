@@ -97,5 +97,6 @@ def test_a_damaged_configuration_is_refused(config: object, message: str, tmp_pa
     if config is not None:
         text = config if isinstance(config, str) else json.dumps(config)
         (tmp_path / "config.json").write_text(text)
+        save_file({}, tmp_path / WEIGHTS)
     with pytest.raises(CheckpointError, match=message):
         read_module(tmp_path, [AutoencoderKL])

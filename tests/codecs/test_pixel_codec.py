@@ -21,7 +21,7 @@ def test_decode_inverts_encode(patch: int) -> None:
     latents = codec.encode(clip())
     assert latents.shape[1:] == (3 * patch**2, 3, 8 // patch, 12 // patch)
     assert codec.latent_shape(8, 12) == (latents.shape[1], *latents.shape[3:])
-    assert torch.allclose(codec.decode(latents), clip(), atol=1e-6)
+    assert torch.allclose(codec.decode(latents), clip(), atol=1e-5)
 
 
 def test_default_inverts_bit_for_bit() -> None:

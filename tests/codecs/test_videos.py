@@ -30,7 +30,7 @@ def test_equals_diffusers_in_both_directions(layout: str) -> None:
     codec, video = VideoCodec(vae), clip(2, 17, 16, 24)
     mean, std = column(vae.config.latents_mean, 5), column(vae.config.latents_std, 5)
     latents = codec.encode(video)
-    assert torch.allclose(latents, (vae.encode(video).latent_dist.mode() - mean) / std, atol=1e-6)
+    assert torch.allclose(latents, (vae.encode(video).latent_dist.mode() - mean) / std, atol=1e-5)
     assert latents.shape[1:] == (3, codec.latent_frames(17), *codec.latent_shape(16, 24)[1:])
     z = normal(*latents.shape)
     expected = vae.decode(z * std + mean).sample
@@ -119,7 +119,7 @@ def test_a_span_in_the_middle_agrees_with_the_whole(vae: Any) -> None:
     span = torch.cat(pieces, 2)
     start = codec.frames_of_latent(first).start
     assert span.shape == whole[:, :, start:].shape
-    assert torch.allclose(span, whole[:, :, start:], atol=1e-6)
+    assert torch.allclose(span, whole[:, :, start:], atol=1e-5)
 
 
 def test_perturbing_an_older_latent_changes_nothing_and_the_oldest_does() -> None:
@@ -142,15 +142,15 @@ def test_a_stream_from_the_beginning_is_the_whole() -> None:
     stream = codec.stream()
     pieces = [stream.push(latents[:, :, a:b]) for a, b in ((0, 1), (1, 2), (2, 5))]
     assert [p.shape[2] for p in pieces] == [1, 4, 12]
-    assert torch.allclose(torch.cat(pieces, 2), codec.decode(latents), atol=1e-6)
+    assert torch.allclose(torch.cat(pieces, 2), codec.decode(latents), atol=1e-5)
 
 
 def test_streams_do_not_disturb_each_other() -> None:
     codec, one, two = VideoCodec(wan()), normal(1, 3, 3, 2, 2), normal(1, 3, 3, 2, 2, seed=5)
     first, second = codec.stream(), codec.stream()
     pieces = [(first.push(one[:, :, i : i + 1]), second.push(two[:, :, i : i + 1])) for i in range(3)]
-    assert torch.allclose(torch.cat([p for p, _ in pieces], 2), codec.decode(one), atol=1e-6)
-    assert torch.allclose(torch.cat([p for _, p in pieces], 2), codec.decode(two), atol=1e-6)
+    assert torch.allclose(torch.cat([p for p, _ in pieces], 2), codec.decode(one), atol=1e-5)
+    assert torch.allclose(torch.cat([p for _, p in pieces], 2), codec.decode(two), atol=1e-5)
 
 
 def test_memory_is_flat_in_the_number_of_frames() -> None:
@@ -171,10 +171,10 @@ def test_videos_of_a_batch_are_worked_on_in_groups() -> None:
     whole = codec.decode(latents)
     assert seen == [(3, 3, 1, 2, 2)] * 2
     seen.clear()
-    assert torch.allclose(codec.decode(latents, frames_per_chunk=9), whole, atol=1e-6)
+    assert torch.allclose(codec.decode(latents, frames_per_chunk=9), whole, atol=1e-5)
     assert seen == [(2, 3, 1, 2, 2)] * 2 + [(1, 3, 1, 2, 2)] * 2
     seen.clear()
-    assert torch.allclose(VideoCodec(vae, slicing=True).decode(latents), whole, atol=1e-6)
+    assert torch.allclose(VideoCodec(vae, slicing=True).decode(latents), whole, atol=1e-5)
     assert seen == [(1, 3, 1, 2, 2)] * 6
     with pytest.raises(InvalidArgumentError, match=r"frames_per_chunk is 3.*groups of 4"):
         codec.decode(latents, frames_per_chunk=3)
@@ -188,8 +188,8 @@ def test_tiles_are_those_of_diffusers() -> None:
     assert not torch.allclose(latents, whole, atol=1e-3)
     vae.enable_tiling(16, 16, 12, 12)
     mean, std = column(codec.mean, 5), column(codec.std, 5)
-    assert torch.allclose(latents, (vae.encode(video).latent_dist.mode() - mean) / std, atol=1e-6)
-    assert torch.allclose(decoded, vae.decode(latents * std + mean).sample, atol=1e-6)
+    assert torch.allclose(latents, (vae.encode(video).latent_dist.mode() - mean) / std, atol=1e-5)
+    assert torch.allclose(decoded, vae.decode(latents * std + mean).sample, atol=1e-5)
 
 
 def test_tiles_of_patched_pixels_are_those_of_diffusers() -> None:

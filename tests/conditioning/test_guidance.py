@@ -111,7 +111,7 @@ def test_scale_zero_follows_the_negative_prompt_alone() -> None:
     network, x_t, t = Network(), noise(B, 2, F, 4, 4), torch.tensor(5.0)
     guided = guide(network, x_t, t, condition(guidance_scale=0.0))
     alone = condition(tokens=condition().negative_tokens, negative_tokens=None)
-    assert torch.allclose(guided, network(x_t, t, alone), atol=1e-6)
+    assert torch.allclose(guided, network(x_t, t, alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"guidance_scale": 1.0}, {"negative_tokens": None}])

@@ -84,3 +84,10 @@ def test_saves_and_loads_with_its_classes(encoder: ClassEncoder, tmp_path: Path)
     encoder.save_pretrained(tmp_path)
     loaded = ClassEncoder.from_pretrained(tmp_path, use_safetensors=True)
     assert torch.equal(loaded.encode([*CLASSES, ""]), encoder.encode([*CLASSES, ""]))
+
+
+def test_a_class_is_found_in_any_unicode_form_and_digits_without_end_are_refused() -> None:
+    encoder = ClassEncoder(["cafe\u0301", "b"], width=2)
+    assert encoder.labels(["café", "cafe\u0301"]) == [0, 0]
+    with pytest.raises(InvalidArgumentError, match="never learnt"):
+        encoder.check(["9" * 5000])

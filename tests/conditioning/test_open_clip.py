@@ -50,7 +50,7 @@ def test_pooled_texts_are_open_clips_own(text: OpenClipTextEncoder, theirs: Any)
     with torch.no_grad():
         expected = theirs.encode_text(ids)
     assert torch.equal(text.tokenize(TEXTS), ids)
-    assert torch.allclose(text.pooled(TEXTS), expected, atol=1e-6)
+    assert torch.allclose(text.pooled(TEXTS), expected, atol=1e-5)
     assert expected.std() > 0.1
     assert text.pooled_width == 12
 
@@ -210,9 +210,9 @@ def test_loads_where_the_models_name_is_unknown(file: Path, tmp_path: Path) -> N
         "assert not {'open_clip', 'timm'} & set(sys.modules), 'slow imports are for those who use them'; "
         f"e = E.from_pretrained({str(tmp_path)!r}); print(json.dumps(e.pooled({TEXTS!r}).flatten().tolist()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-6)
+    assert json.loads(done.stdout) == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_weights_are_refused_by_their_hash(file: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from vidgen.denoising import ClipConfig, UNetConfig
 from vidgen.denoising.image_model import ImageModel
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.nn import build_unet
+from vidgen.strategies.glober import GLOBERConfig
 from vidgen.video.dataset import DataConfig, open_dataset
 
 WORDS = ("circle", "red", "zebra")
@@ -164,22 +165,55 @@ def test_its_own_words_are_taken_with_their_encoder(tmp_path):
     assert isinstance(other.build_text_encoder(other.token_width), ClassEncoder)
 
 
-def test_captions_that_its_words_do_not_cover_are_refused_at_once(tmp_path):
+def test_the_vocabulary_grows_by_the_words_of_the_captions(tmp_path, caplog):
+    save_unet(tmp_path)
+    saved = save_words(tmp_path).eval()
+    config = UNetConfig(pretrained=str(tmp_path))
+    with caplog.at_level("INFO", "vidgen"):
+        fitted = config.fitted(_Captions("red circle", "a red dragon"))
+    assert "grows by 2 words: a, dragon" in caplog.text
+    assert (fitted.words, fitted.max_words) == (("a", "circle", "dragon", "red", "zebra"), 7)
+    encoder = fitted.build_text_encoder(24).eval()
+    texts = ["red circle", "zebra", ""]
+    assert torch.equal(encoder.encode(texts), saved.encode(texts))
+    assert encoder.encode(["a red dragon"]).shape == (1, 8, 24)
+
+
+def test_new_words_of_an_encoder_that_does_not_learn_are_refused(tmp_path):
     save_unet(tmp_path)
     save_words(tmp_path)
-    with pytest.raises(InvalidArgumentError, match="dragon"):
-        UNetConfig(pretrained=str(tmp_path)).fitted(_Captions("red circle", "red dragon"))
+    fixed = GLOBERConfig(pretrained=str(tmp_path), train_text=False)
+    assert fixed.fitted(_Captions("red circle")).words == WORDS
+    with pytest.raises(InvalidArgumentError, match="knows none of the words dragon, and is not trained here"):
+        fixed.fitted(_Captions("red dragon"))
 
 
-def test_words_beside_those_of_the_model_are_refused(tmp_path):
+def test_words_beside_those_of_the_model_are_learnt_besides(tmp_path):
     save_unet(tmp_path)
     save_words(tmp_path)
     data = _Captions("red circle")
-    with pytest.raises(InvalidArgumentError, match="with its own words"):
-        UNetConfig(pretrained=str(tmp_path), words=("circle", "red", "x")).fitted(data)
+    config = UNetConfig(pretrained=str(tmp_path), words=("circle", "red", "x"), max_words=9)
+    assert (config.fitted(data).words, config.fitted(data).max_words) == (("circle", "red", "x", "zebra"), 9)
+    with pytest.raises(InvalidArgumentError, match="dragon"):  # named words are all that there are
+        config.fitted(_Captions("red dragon"))
+    with pytest.raises(InvalidArgumentError, match=r"max_words is 3, .* reads prompts of 7 words"):
+        UNetConfig(pretrained=str(tmp_path), max_words=3).fitted(data)
     config = UNetConfig(pretrained=str(tmp_path), words=WORDS, max_words=7)
     assert config.fitted(data).words == WORDS
     assert UNetConfig(pretrained=str(tmp_path)).has_prompts  # before any data was seen
+
+
+@pytest.mark.parametrize("field", ["pretrained", "codec"])
+def test_what_is_not_finished_is_said_where_training_starts_from_it(tmp_path, caplog, field):
+    model = tmp_path / "checkpoints" / "step-00000005" / "model"
+    save_unet(model)
+    save_vae(model, "codec" if field == "codec" else "vae")
+    data = _Captions("red circle")
+    for record in ({}, {"training": {"finished": True}}, {"training": 3}, {"training": {"finished": False}}):
+        assert not caplog.records
+        (model / "vidgen.json").write_text(json.dumps(record))
+        UNetConfig(**{field: str(tmp_path)}).fitted(data)
+    assert f"the training of {tmp_path}, which this one starts from, is not finished" in caplog.text
 
 
 def test_a_training_run_is_its_newest_checkpoint(tmp_path):

@@ -39,7 +39,7 @@ def test_features_and_the_joint_of_shape_colour_and_motion() -> None:
     joint = found.logits.double().exp().reshape(3, 3, 6, 7)
     heads = [getattr(reading, head).double().softmax(1) for head in ("shape", "colour", "motion")]
     expected = torch.einsum("bs,bc,bm->bscm", *heads)
-    torch.testing.assert_close(joint, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(joint, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(given, before)
     assert (extractor.name, extractor.per_frame, extractor.min_frames) == ("shapes_v1", False, 8)
 
@@ -54,7 +54,7 @@ def test_frames_are_described_one_by_one() -> None:
     reading = network.read_images(frames)
     assert found.logits is not None
     expected = torch.einsum("ns,nc->nsc", reading.shape.softmax(1), reading.colour.softmax(1)).flatten(1)
-    torch.testing.assert_close(found.logits.exp(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.logits.exp(), expected, atol=1e-5, rtol=1e-5)
     assert (extractor.name, extractor.per_frame) == ("shapes_frames_v1", True)
 
 

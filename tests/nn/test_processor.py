@@ -73,7 +73,7 @@ def test_a_module_is_as_with_diffusers_processor(case: str, masked: bool) -> Non
     given = outcome(module, AttentionProcessor(), case, mask)
     assert len(expected) == len(given) > 4
     for one, other in zip(expected, given, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
 def test_a_module_without_scaling_keeps_its_scale() -> None:
@@ -83,7 +83,7 @@ def test_a_module_without_scaling_keeps_its_scale() -> None:
     for one, other in zip(
         outcome(module, AttnProcessor(), "self"), outcome(module, AttentionProcessor(), "self"), strict=True
     ):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ import vidgen
 from toy import toy
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VideoError
 from vidgen.sampling import Sampler
-from vidgen.sampling.leftovers import remove_leftovers, temporary_beside
 from vidgen.sampling.output import FileSink, output_paths
-from vidgen.video import Video, VideoWriter, read_metadata
+from vidgen.video import Video, read_metadata
+from vidgen.video.parts import part_beside
 
 CLIP = torch.zeros(3, 2, 16, 16)
 
@@ -116,38 +116,14 @@ def dead(monkeypatch):
     return process.pid
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webm", "frames", "frames/%04d.png"])
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, monkeypatch, dead, name):
-    """The names are those of the writer itself, as are those of one that lives and is left alone."""
-    frame = np.zeros((16, 16, 3), np.uint8)
-    alive = VideoWriter(tmp_path / name, 8)
-    with monkeypatch.context() as context:
-        context.setattr(os, "getpid", lambda: dead)
-        killed = [VideoWriter(tmp_path / name, 8), VideoWriter(tmp_path / "other.mp4", 8)]
-        temporary_beside(tmp_path / "work").mkdir()
-    for writer in (alive, *killed):
-        for _ in range(60):  # encoders look ahead before they write
-            writer.append(frame)
-    before = set(tmp_path.iterdir())
-    with FileSink([tmp_path / name], 8, [{}]) as sink:
-        sink.append(0, CLIP)
-    gone = before - set(tmp_path.iterdir())
-    assert len(gone) == 1
-    assert f"{dead}-" in gone.pop().name
-    remove_leftovers(tmp_path)
-    assert not any(f"{dead}-" in path.name for path in tmp_path.iterdir())
-    for writer in (alive, *killed):
-        writer.abort()
-
-
 def test_a_killed_work_folder_is_cleaned_and_two_writers_do_not_collide(sampler, tmp_path, monkeypatch, dead):
     sampler(seed=0, work=tmp_path / "work")
     call = tmp_path / "work" / "video-0000" / "all.safetensors"
-    assert len({temporary_beside(call) for _ in range(9)}) == 9
+    assert len({part_beside(call) for _ in range(9)}) == 9
     with monkeypatch.context() as context:
         context.setattr(os, "getpid", lambda: dead)
-        temporary_beside(call).touch()
-    temporary_beside(call).touch()  # this process lives
+        part_beside(call).touch()
+    part_beside(call).touch()  # this process lives
     sampler(seed=0, work=tmp_path / "work")
     assert len(list(call.parent.glob(".*"))) == 1
 

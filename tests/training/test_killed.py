@@ -45,7 +45,7 @@ def fork(target: Callable[..., None], *arguments) -> multiprocessing.process.Bas
 def finish(out: Path) -> float:
     """Let a process train to the end and return the seconds it took."""
     began, process = time.monotonic(), fork(train, out)
-    process.join(300)
+    process.join(600)
     assert process.exitcode == 0
     return time.monotonic() - began
 
@@ -116,9 +116,11 @@ def test_killed_ten_times_at_random_moments(tmp_path, whole):
 
 
 PLACES = {
-    "before the index": (run_module.configs, "write_json", "before", 1),
-    "before the index has its name": (Path, "replace", "before", 1),
-    "before the state or the cut log has its name": (Path, "replace", "before", 2),
+    "before it says who holds the folder": (run_module.configs, "write_json", "before", 1),
+    "before that has its name": (Path, "replace", "before", 1),
+    "before the index": (run_module.configs, "write_json", "before", 2),
+    "before the index has its name": (Path, "replace", "before", 2),
+    "before the state or the cut log has its name": (Path, "replace", "before", 4),
     "before the model": (trainer_module.checkpoint, "save_strategy", "before", 4),
     "between model and state": (trainer_module, "save_state", "before", 4),
     "before the checkpoint appears": (trainer_module, "save_state", "after", 4),
@@ -165,7 +167,7 @@ def half(place: Path | run_module.RunFolder, line: object = None, **_: object) -
 def test_killed_at_a_bad_moment(tmp_path, whole, place):
     for _ in range(2):  # the second in a run that was resumed
         process = fork(train_to, tmp_path / "run", place)
-        process.join(300)
+        process.join(600)
         assert process.exitcode == -signal.SIGKILL
         assert_complete(tmp_path / "run", whole[0])
     finish(tmp_path / "run")

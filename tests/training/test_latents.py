@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -338,22 +339,27 @@ def test_two_processes_may_write_at_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * 4
     for i in range(20):
         assert len(LatentStore(tmp_path / str(i), "codec", per_frame=True)) == 4 + 4 * 5
 
 
 def test_killed_while_writing_leaves_a_usable_file_without_half_a_clip(tmp_path):
-    def write_for_ever():
+    context = multiprocessing.get_context("fork")
+
+    def write_for_ever(begun):
         store = LatentStore(tmp_path, "codec", per_frame=True)
         for i in range(1 << 30):
+            if i == 3:
+                begun.set()
             store.put({i.to_bytes(8, "big") + bytes([k]): torch.full((40, 40), float(k)) for k in range(4)})
 
-    last = 0
-    for delay in (0.05, 0.1, 0.13, 0.17):
-        process = multiprocessing.get_context("fork").Process(target=write_for_ever)
+    for delay in (0.0, 0.05, 0.08, 0.12):
+        begun = context.Event()
+        process = context.Process(target=write_for_ever, args=(begun,))
         process.start()
+        assert begun.wait(600)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -361,7 +367,7 @@ def test_killed_while_writing_leaves_a_usable_file_without_half_a_clip(tmp_path)
         (row,) = sqlite3.connect(store.file).execute("PRAGMA integrity_check").fetchall()
         assert row == ("ok",)
         assert len(store) % 4 == 0
-        last = max(last, len(store))
+        assert len(store) > 8
         keys = [i.to_bytes(8, "big") + bytes([k]) for i in range(len(store) // 4) for k in range(4)]
         found = store.get(keys)
         assert len(found) == len(store)
@@ -369,7 +375,6 @@ def test_killed_while_writing_leaves_a_usable_file_without_half_a_clip(tmp_path)
         store.close()
         for file in tmp_path.iterdir():
             file.unlink()
-    assert last > 8
 
 
 def test_a_store_waits_for_another_process_and_keeps_what_was_first(tmp_path):
@@ -421,13 +426,18 @@ def as_flipped(file):
     file.write_bytes(content)
 
 
-def as_foreign_values(file):
-    import zlib
+def as_values(value, checksum=None):
+    def how(file):
+        given = zlib.crc32(value) if checksum is None else checksum
+        with sqlite3.connect(file) as connection:
+            connection.execute("UPDATE latents SET value=?, checksum=?", (value, given))
+        connection.close()
 
-    value = save({"weights": torch.ones(1)})
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE latents SET value=?, checksum=?", (value, zlib.crc32(value)))
-    connection.close()
+    return how
+
+
+ONES = save({"latents": torch.ones(30, 30)})
+DEEP = b'{"a":' * 50_000
 
 
 @pytest.mark.parametrize(
@@ -438,7 +448,15 @@ def as_foreign_values(file):
         (as_future_format, "has format 2; expected 1"),
         (as_truncated, "is damaged or no file of latents"),
         (as_flipped, "do not match their checksum"),
-        (as_foreign_values, "something else than latents"),
+        (as_values(save({"weights": torch.ones(1)})), "something else than latents"),
+        (as_values(save({"latents": torch.ones(30, 30, dtype=torch.int64)})), "something else than latents"),
+        (as_values(len(DEEP).to_bytes(8, "little") + DEEP), "something else than latents"),
+        (as_values(b""), "something else than latents"),
+        (as_values("text", 7), "do not match their checksum"),
+        (as_values(7, 7), "do not match their checksum"),
+        (as_values(0.5, "text"), "do not match their checksum"),
+        (as_values(ONES, "text"), "do not match their checksum"),
+        (as_values(ONES, 0.5), "do not match their checksum"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_and_left_as_it_is(tmp_path, how, message):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
+from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,22 +14,167 @@ from torch import nn
 from trainings import log, raw, trainer, weights
 
 from toy import ToyStage, toy
-from vidgen.errors import InvalidArgumentError, TrainingError
+from vidgen.bench.build import model_recipe
+from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError
 from vidgen.trainable import Loss, OptimizerGroup
+from vidgen.training import precision as precision_module
 from vidgen.training import trainer as trainer_module
-from vidgen.training.precision import Precision
+from vidgen.training.precision import Precision, computes_bf16
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Let fp16 train on the CPU: slow and of no use, but the same steps as on a GPU."""
-    monkeypatch.setattr(trainer_module, "check_precision", lambda *_: None)
+    monkeypatch.setattr(precision_module, "check_precision", lambda *_: None)
 
 
 def test_fp16_without_cuda_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"'fp16' on device 'cpu'; fp16 needs a CUDA device.*'bf16'"):
         trainer(tmp_path / "run", mixed_precision="fp16")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(params=[True, False], ids=["native", "emulated"])
+def native(request, monkeypatch):
+    """A machine that computes in bfloat16 itself, and one that does not."""
+    monkeypatch.setattr(trainer_module, "computes_bf16", lambda device: request.param)
+    return request.param
+
+
+def precision_in(out):
+    return json.loads((out / "recipe.json").read_text())["training"]["mixed_precision"]
+
+
+def test_auto_is_bf16_where_it_is_native_and_is_kept_with_the_run(tmp_path, caplog, native):
+    caplog.set_level("INFO", "vidgen")
+    strategy, seen = toy(), set()
+    strategy.modules["network"].conv.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+    run = trainer(tmp_path / "run", strategy, mixed_precision="auto", steps=2)
+    chosen = "bf16" if native else "no"
+    assert run.config.mixed_precision == run.recipe.training.mixed_precision == chosen
+    assert f"training in mixed_precision={chosen!r} on device 'cpu'" in caplog.text
+    assert "slower" not in caplog.text
+    run.run()
+    assert seen == {torch.bfloat16 if native else torch.float32}
+    assert precision_in(tmp_path / "run") == chosen
+
+
+@pytest.mark.parametrize("begun", ["bf16", "no"])
+def test_auto_goes_on_with_what_the_run_was_begun_in(tmp_path, caplog, native, begun):
+    """Begun on another machine, or by a recipe that named it."""
+    whole = trainer(tmp_path / "whole", toy(dropout=0.2), mixed_precision=begun).run()
+    trainer(tmp_path / "cut", toy(dropout=0.2), mixed_precision=begun, steps=7).run()
+    caplog.clear()
+    resumed = trainer(tmp_path / "cut", toy(dropout=0.2), mixed_precision="auto").run()
+    assert precision_in(tmp_path / "cut") == begun
+    assert all(torch.equal(raw(whole)[key], raw(resumed)[key]) for key in raw(whole) if "log" not in key)
+    slow = begun == "bf16" and not native
+    assert ("begin another run" in caplog.text) == slow
+
+
+def test_a_run_that_trained_nothing_yet_is_settled_anew(tmp_path, monkeypatch):
+    for known, kept in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(trainer_module, "computes_bf16", lambda device, known=known: known)
+        trainer(tmp_path, mixed_precision="auto")
+        assert precision_in(tmp_path) == kept
+
+
+def test_auto_does_not_go_on_in_what_the_device_cannot(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(precision_module, "check_precision", lambda *_: None)
+        trainer(tmp_path, mixed_precision="fp16", steps=2).run()
+    with pytest.raises(InvalidArgumentError, match=r"'fp16' on device 'cpu'.*begun in fp16"):
+        trainer(tmp_path, mixed_precision="auto")
+
+
+def test_a_run_in_another_precision_than_a_named_one_is_refused(tmp_path, native):
+    trainer(tmp_path, mixed_precision="auto", steps=2).run()
+    other = "no" if native else "bf16"
+    with pytest.raises(CheckpointError, match=rf"mixed_precision: '\w+' there, '{other}' now"):
+        trainer(tmp_path, mixed_precision=other)
+
+
+def test_emulated_bf16_is_said_to_be_slow(tmp_path, caplog, native):
+    trainer(tmp_path / "bf16", mixed_precision="bf16")
+    assert ("'auto', or 'no'" in caplog.text) == (not native)
+    caplog.clear()
+    trainer(tmp_path / "no", mixed_precision="no")
+    assert not caplog.text
+
+
+def test_one_process_that_emulates_bf16_decides_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "computes_bf16", lambda device: True)
+    asked = []
+
+    def another_emulates(self, flag):
+        asked.append(flag)
+        return True
+
+    monkeypatch.setattr(trainer_module.Processes, "any", another_emulates)
+    assert trainer(tmp_path, mixed_precision="auto").config.mixed_precision == "no"
+    assert asked == [False]
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "known"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "aarch64", "neon": True, "bf16": False}, False),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
+        ({"architecture": "s390x"}, False),
+    ],
+)
+def test_which_processors_compute_bf16(monkeypatch, capabilities, known):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert computes_bf16(CPU) == known
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # no kernels for it
+    assert not computes_bf16(CPU)
+
+
+def test_releases_that_tell_less_of_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    for told in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda told=told: told, raising=False)
+        assert computes_bf16(CPU) == told
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert not computes_bf16(CPU)
+
+
+def test_this_processor_is_what_its_system_says():
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        pytest.skip("no /proc/cpuinfo here")
+    if "x86_64" not in platform.machine() or not torch.backends.mkldnn.is_available():
+        pytest.skip("another processor")
+    assert computes_bf16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_which_gpus_compute_bf16(monkeypatch, supported):
+    asked = []
+
+    def is_bf16_supported(including_emulation=True):
+        asked.append(including_emulation)
+        return supported
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert computes_bf16(torch.device("cuda:1")) == supported
+    assert asked == [False]
+    assert not computes_bf16(torch.device("mps"))
+
+
+def test_bundled_recipes_leave_the_precision_to_the_machine():
+    for name in ("shapes/codec", "shapes/classifier", "shapes/ldm", "shapes/vdm", "shapes/glober"):
+        assert model_recipe(name).training.mixed_precision == "auto"
 
 
 def test_bf16_trains_in_bf16_keeps_float32_and_resumes_exactly(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     )
     try:
         train(folder / "one")
-        _, error = two.communicate(timeout=300)
+        _, error = two.communicate(timeout=600)
         assert two.returncode == 0, error
     finally:
         two.kill()

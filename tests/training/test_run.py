@@ -90,6 +90,33 @@ def test_a_full_disk_keeps_what_is_saved(tmp_path, monkeypatch):
                 call()
 
 
+@pytest.mark.parametrize("method", ["log", "cut_log"])
+def test_a_write_that_fails_leaves_nothing_of_itself(tmp_path, monkeypatch, method):
+    folder = RunFolder(tmp_path / "run", RECIPE, resume=True)
+    folder.log({"step": 1})
+    before = {path.name: path.read_bytes() for path in folder.folder.iterdir()}
+    opened = Path.open
+
+    def full(path, mode="r", *arguments, **keywords):
+        file = opened(path, mode, *arguments, **keywords)
+        if mode in ("a", "w"):
+            write = file.write
+
+            def half(text):
+                write(text[: len(text) // 2])
+                file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            monkeypatch.setattr(file, "write", half, raising=False)
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        folder.log({"step": 2}) if method == "log" else folder.cut_log(0)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in folder.folder.iterdir()} == before
+
+
 def test_errors_of_our_own_pass_as_they_are(tmp_path):
     """Those of videos are OSErrors, too."""
     folder = RunFolder(tmp_path / "run", RECIPE, resume=True)

@@ -59,7 +59,7 @@ def test_unknown_names_are_met_with_the_known_ones():
         UnknownNameError, match=r"lr_schedule 'cosin'. Did you mean 'cosine'\? Known:.*polynomial"
     ):
         checked(lr_schedule="cosin")
-    with pytest.raises(UnknownNameError, match=r"mixed_precision 'fp8'.*Known: bf16, fp16, no"):
+    with pytest.raises(UnknownNameError, match=r"mixed_precision 'fp8'.*Known: auto, bf16, fp16, no"):
         checked(mixed_precision="fp8")
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from trainings import RECIPE, log, raw, trainer, weights
+from trainings import RECIPE, Noise, log, raw, trainer, weights
 
 from toy import Toy, ToyStage, toy
+from vidgen import checkpoint
 from vidgen.codecs import PixelCodec
-from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError, UnknownNameError
+from vidgen.errors import (
+    CheckpointError,
+    InvalidArgumentError,
+    RunFolderError,
+    TrainingError,
+    UnknownNameError,
+)
+from vidgen.strategies.vdm import VDM, VDMConfig
 from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.training import Trainer
 from vidgen.training.batches import StepSampler
@@ -148,6 +161,123 @@ def test_stages_run_in_order_and_a_later_one_never_changes_an_earlier(tmp_path):
     assert [line["step"] for line in lines] == list(range(3, 25, 3))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "polynomial", "cosine_with_restarts"])
+def test_a_longer_run_begins_at_the_rate_of_its_own_schedule(tmp_path, schedule):
+    settings = {"lr_schedule": schedule, "warmup_steps": 0, "log_every": 1}
+    trainer(tmp_path / "whole", steps=6, **settings).run()
+    trainer(tmp_path / "cut", steps=3, **settings).run()
+    before = raw(tmp_path / "cut" / "checkpoints" / "step-00000003")["/weights/network/conv.weight"]
+    longer = trainer(tmp_path / "cut", steps=6, checkpoint_every=4, **settings)
+    longer.run()
+    after = raw(longer.folder.checkpoint(4))["/weights/network/conv.weight"]
+    assert (after - before).abs().max() > 1e-3  # Adam's steps are of the rate's size
+    rates = [[line["lr/denoiser"] for line in log(tmp_path / name)[3:]] for name in ("whole", "cut")]
+    assert rates[0] == rates[1]
+
+
+def test_stages_that_others_build_on_are_not_extended(tmp_path):
+    trainer(tmp_path, toy(stages=2), steps=4).run()
+    recipe = (tmp_path / "recipe.json").read_text()
+    for steps in (3, 6):
+        with pytest.raises(
+            RunFolderError, match=rf"first 1 stage\(s\) took 4 steps .* is {steps} now.*give steps=4"
+        ):
+            trainer(tmp_path, toy(stages=2), steps=steps)
+    assert (tmp_path / "recipe.json").read_text() == recipe
+    assert trainer(tmp_path, toy(stages=2), steps=4).run().name == "step-00000008"
+    trainer(tmp_path / "one", steps=5).run()
+    with pytest.raises(RunFolderError, match=r"has taken 5 steps; training.steps is 4"):
+        trainer(tmp_path / "one", steps=4)
+
+
+def test_in_its_first_stage_a_run_of_several_may_be_extended(tmp_path, monkeypatch):
+    whole = trainer(tmp_path / "whole", toy(stages=2), steps=6).run()
+    _cut_off(monkeypatch, tmp_path / "cut", at=2, stages=2, steps=4)
+    longer = trainer(tmp_path / "cut", toy(stages=2), steps=6).run()
+    assert all(torch.equal(raw(whole)[k], raw(longer)[k]) for k in raw(whole))
+
+
+def _cut_off(monkeypatch, out, *, at, kind=signal.SIGINT, stages=1, **changes):
+    """Train until the process is sent a signal in step ``at``; return what is raised."""
+    losses, count = ToyStage.losses, 0
+
+    def interrupting(self, batch, step):
+        nonlocal count
+        count += 1
+        if count == at:
+            signal.raise_signal(kind)
+        yield from losses(self, batch, step)
+
+    run = trainer(out, toy(stages=stages), **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyStage, "losses", interrupting)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            run.run()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves_it(tmp_path, monkeypatch, kind):
+    before = signal.getsignal(kind)
+    said = _cut_off(monkeypatch, tmp_path, at=4, kind=kind)
+    assert said == "The checkpoint of step 4 is kept; started again, the training goes on from there"
+    assert trainer(tmp_path).folder.steps() == [4]
+    assert signal.getsignal(kind) is before
+
+
+def test_a_signal_to_all_processes_does_not_reach_those_that_read(tmp_path, monkeypatch):
+    """As a terminal's Ctrl-C and a batch system's SIGTERM do."""
+
+    class Slow(Noise):
+        def read(self, index, draw):
+            time.sleep(0.02)
+            return super().read(index, draw)
+
+    losses = ToyStage.losses
+
+    def interrupting(self, batch, step):
+        if step.index == 2:
+            readers = [str(process.pid) for process in multiprocessing.active_children()]
+            for kind in ("-TERM", "-INT"):  # from elsewhere: a reader that its own parent ends is no failure
+                subprocess.run(["kill", kind, *readers], check=True)
+            time.sleep(0.2)
+            signal.raise_signal(signal.SIGTERM)
+        yield from losses(self, batch, step)
+
+    monkeypatch.setattr(ToyStage, "losses", interrupting)
+    run = trainer(tmp_path, data=Slow(), num_workers=2)
+    with pytest.raises(KeyboardInterrupt, match="step 3 is kept"):
+        run.run()
+
+
+def _record(folder):
+    return json.loads((folder / "model" / "vidgen.json").read_text())["training"]
+
+
+def test_checkpoints_say_how_far_the_training_is(tmp_path, monkeypatch):
+    _cut_off(monkeypatch, tmp_path, at=2, stages=2, steps=4)
+    data = {"name": "Noise", "videos": 5}
+    stages = [{"name": "denoiser", "step": 2, "steps": 4}, {"name": "scale", "step": 0, "steps": 4}]
+    assert _record(tmp_path / "checkpoints/step-00000002") == {
+        "stages": stages,
+        "finished": False,
+        "data": data,
+    }
+    run = trainer(tmp_path, toy(stages=2), steps=4)
+    run.run()
+    for name, step, finished in (("step-00000004", 0, False), ("step-00000008", 4, True)):
+        found = _record(tmp_path / "checkpoints" / name)
+        assert found["finished"] is finished
+        assert [stage["step"] for stage in found["stages"]] == [4, step]
+    assert str(run.strategy.training_record) == "finished: denoiser 4 steps, scale 4 steps"
+
+
+def test_data_are_named_without_their_place(tmp_path):
+    data = replace(RECIPE.data, videos=3)
+    run = Trainer(replace(RECIPE, data=data), tmp_path, strategy=toy(), progress=False, device="cpu")
+    assert run._data == {"name": "shapes", "videos": 3}
+
+
 def test_resume_within_a_later_stage(tmp_path):
     whole = trainer(tmp_path / "whole", toy(stages=2), keep_checkpoints=9).run()
     trainer(tmp_path / "cut", toy(stages=2), keep_checkpoints=9).run()
@@ -265,21 +395,27 @@ def test_losses_must_name_an_optimiser_and_reach_it(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path):
-    trainer(tmp_path, steps=7).run()
+    trainer(tmp_path, steps=7, keep_checkpoints=9).run()
     (tmp_path / "samples").mkdir()
     ours = [
         ".recipe.json.77.tmp",
         ".log.jsonl.tmp",
+        "..holder.json.77.tmp",
         "checkpoints/.step-00000009.tmp",
+        "checkpoints/step-00000007/.model.tmp",
+        "checkpoints/step-00000007/.model.old",
         "samples/.step-00000009.old",
     ]
     theirs = [".notes.tmp", "checkpoints/.best.old"]
     for name in (*ours, *theirs):
         path = tmp_path / name
         path.mkdir() if "step" in name else path.write_text("x")
-    trainer(tmp_path).run()
+    last = tmp_path / "checkpoints" / "step-00000005"
+    (last / "model").rename(last / ".model.old")  # as one who was killed while replacing it leaves it
+    trainer(tmp_path, keep_checkpoints=9).run()
     assert not any((tmp_path / name).exists() for name in ours)
     assert all((tmp_path / name).exists() for name in theirs)
+    assert sorted(path.name for path in last.iterdir()) == ["model", "state"]
 
 
 def test_state_of_another_format_is_refused(tmp_path):
@@ -399,3 +535,49 @@ def test_every_epoch_visits_every_clip_once_and_processes_share_the_batch():
     assert later == keys[24:]
     with pytest.raises(InvalidArgumentError, match="multiple of the 3"):
         StepSampler(5, 0, 4, range(1), 0, 3)
+
+
+def test_every_optimiser_has_its_own_loss_in_the_log(tmp_path, monkeypatch):
+    def optimizers(self):
+        weight, bias = self.strategy.parameters_of("network")
+        return (OptimizerGroup("critic", (bias,)), OptimizerGroup("generator", (weight,)))
+
+    losses = ToyStage.losses
+
+    def three(self, batch, step):
+        for name, factor in (("critic", 1), ("critic", 2), ("generator", 10)):
+            (loss,) = losses(self, batch, step)
+            yield Loss(name, factor * loss.value)
+
+    monkeypatch.setattr(ToyStage, "optimizers", optimizers)
+    monkeypatch.setattr(ToyStage, "losses", three)
+    settings = {"steps": 1, "micro_batch_size": 2, "learning_rate": 1e-12, "validation": 0.4}
+    trainer(tmp_path, validate_every=1, validation_batches=1, log_every=1, **settings).run()
+    (line,) = log(tmp_path)
+    for prefix in ("", "validation/"):
+        found = [line[f"{prefix}loss{name}"] for name in ("", "/critic", "/generator")]
+        assert found == pytest.approx([found[0], found[0] * 3 / 13, found[0] * 10 / 13], rel=1e-4)
+
+
+def test_a_given_strategy_learns_the_words_that_its_new_captions_have(tmp_path):
+    config = VDMConfig(
+        sample_frames=4,
+        sample_size=(16, 16),
+        words=("clip", "red"),
+        max_words=1,
+        widths=(16, 16),
+        head_dim=16,
+        context=1,
+    )
+    strategy = checkpoint.build(VDM, config)
+    state = torch.get_rng_state()
+    run = trainer(tmp_path, strategy, steps=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    words = ("0", "1", "2", "3", "4", "clip", "red")
+    assert (run.strategy.config.words, run.strategy.config.max_words) == (words, 2)
+    folder = run.run()
+    again = trainer(tmp_path, checkpoint.build(VDM, config), steps=1)  # the same words again
+    assert again.run() == folder
+    loaded = checkpoint.load_strategy(tmp_path, device="cpu")
+    assert loaded.config.words == tuple(loaded.text_encoder.config.words) == words
+    loaded.text_encoder.check(["clip 3", "red"])

@@ -123,14 +123,14 @@ def test_threads_change_nothing(folder: Path, thread_type: Any) -> None:
 
 def test_only_the_frames_since_the_keyframe_are_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    original = reader_module._decode
+    original = reader_module.decode
 
     def counting(*args: Any) -> Any:
         for frame in original(*args):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(reader_module, "_decode", counting)
+    monkeypatch.setattr(reader_module, "decode", counting)
     with VideoReader(folder / "bframes.mp4") as reader:
         assert not decoded  # the index needs none
         reader.read(50, 4)
@@ -414,7 +414,7 @@ def write_broken(folder: Path, kind: str) -> Path:
         ("header_cut", "truncated"),
         ("data_cut", "truncated: its header announces 30 frames"),
         ("tail_cut", "truncated: its header announces 30 frames"),
-        ("webm_cut", "truncated: its header announces 1.20 s"),
+        ("webm_cut", "truncated: .* bytes short of the end"),
     ],
 )
 def test_broken_files_say_what_is_wrong(tmp_path: Path, kind: str, message: str) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ SETTINGS = {"prompt": 'a réd "circle"', "seed": 2**62, "steps": [1, 2], "eta": 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (255, 255, 255), (0, 0, 0)]
 
 
-def moving(count: int = 12, height: int = 48, width: int = 64) -> np.ndarray:
+def moving(count: int = 12, height: int = 64, width: int = 64) -> np.ndarray:
     """A bright square that moves over a smooth background."""
     rows, columns = np.mgrid[:height, :width]
     frames = np.empty((count, height, width, 3), np.uint8)
@@ -31,7 +35,7 @@ def moving(count: int = 12, height: int = 48, width: int = 64) -> np.ndarray:
     return frames
 
 
-def noise(height: int = 33, width: int = 47) -> np.ndarray:
+def noise(height: int = 65, width: int = 71) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
 
 
@@ -89,6 +93,73 @@ def test_lossy_colors_are_bt709_limited(tmp_path: Path, name: str) -> None:
             )
             for plane, level in zip(frame.planes, expected, strict=True):
                 assert abs(int(np.frombuffer(memoryview(plane), np.uint8)[5]) - level) <= 2
+
+
+# A process of its own fills fresh memory with something else and has other cores: what an encoder reads
+# without having written it, or leaves to the order of its threads, would show.
+WRITE_ALL = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+from vidgen.video import VideoWriter
+
+folder, cores, jobs = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+for number, (name, (height, width), options) in enumerate(jobs):
+    random = np.random.default_rng(number)
+    texture = random.normal(128, 50, (height, width, 3))
+    frames = [np.roll(texture, (i // 2, i), (0, 1)) + random.normal(0, 6, texture.shape) for i in range(24)]
+    with VideoWriter(folder / f"{number}-{name}", 8, **options) as writer:
+        writer.extend(np.clip(frames, 0, 255).astype(np.uint8))
+"""
+SMALL = [(16, 16), (32, 48), (64, 64)]
+FORMATS: list[tuple[str, dict[str, Any], list[tuple[int, int]]]] = [
+    ("a.mp4", {}, [*SMALL, (128, 96)]),
+    ("a.mp4", {"lossless": True}, [(17, 33)]),
+    ("a.mp4", {"codec": "hevc"}, [(64, 64)]),
+    ("a.webm", {}, [(64, 64)]),
+    ("a.gif", {}, [(16, 16)]),
+    ("frames", {}, [(16, 16)]),
+]
+
+
+def test_the_same_frames_give_the_same_video(tmp_path: Path) -> None:
+    jobs = [(name, size, options) for name, options, sizes in FORMATS for size in sizes]
+    children = []
+    for fill, cores in (("0", 1), ("85", 2), ("170", 64)):
+        (tmp_path / fill).mkdir()
+        command = [sys.executable, "-c", WRITE_ALL, str(tmp_path / fill), str(cores), json.dumps(jobs)]
+        children.append(subprocess.Popen(command, env={**os.environ, "MALLOC_PERTURB_": fill}))
+    assert [child.wait() for child in children] == [0, 0, 0]
+    for number, (name, size, _) in enumerate(jobs):
+        files = [tmp_path / fill / f"{number}-{name}" for fill in ("0", "85", "170")]
+        for other in files[1:]:
+            for one, two in zip(listed(files[0]), listed(other), strict=True):
+                assert one.read_bytes() == two.read_bytes(), (name, size, one.name)
+
+
+def listed(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def test_x264_neither_has_a_macroblock_tree_nor_counts_cores(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", moving(), options={"g": "3"})
+    settings = re.findall(rb"\w+=[\w.]+", (tmp_path / "a.mp4").read_bytes())  # x264 notes them in the stream
+    assert {b"mbtree=0", b"threads=1", b"keyint=3"} <= set(settings)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("size", [(16, 16), (48, 48), (64, 32), (62, 640)])
+def test_hevc_refuses_frames_that_break_its_encoder(
+    tmp_path: Path, size: tuple[int, int], lossless: bool
+) -> None:
+    with (
+        pytest.raises(InvalidArgumentError, match="HEVC needs 64 x 64"),
+        VideoWriter(tmp_path / "a.mp4", 10, codec="hevc", lossless=lossless) as writer,
+    ):
+        writer.append(np.zeros((*size, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mp4_starts_with_its_index(tmp_path: Path) -> None:
@@ -213,10 +284,10 @@ def test_odd_sizes_need_lossless(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        np.zeros((48, 64, 3), np.float32),
-        np.zeros((48, 64, 1), np.uint8),
-        np.zeros((48, 64), np.uint8),
-        np.zeros((3, 48, 64), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((64, 64, 1), np.uint8),
+        np.zeros((64, 64), np.uint8),
+        np.zeros((3, 64, 64), np.uint8),
         np.zeros((50, 64, 3), np.uint8),
     ],
 )

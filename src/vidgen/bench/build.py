@@ -17,7 +17,7 @@ from vidgen import config as configs
 from vidgen import plugins
 from vidgen.bench.card import write_card
 from vidgen.bench.quality import Quality, assess
-from vidgen.checkpoint import replaced_folder, save_strategy
+from vidgen.checkpoint import INDEX, replaced_folder, save_strategy
 from vidgen.errors import CheckpointError
 from vidgen.recipe import Recipe
 from vidgen.training import Trainer
@@ -65,6 +65,9 @@ def build_model(
       run/      the training; where it was cut off, it goes on
       model/    half-precision weights, record, card, contact sheets
 
+    What the recipe starts from is stored once: components that training left as they are in a bundled model, to
+    the bit, become references to it. What only training needs is in the run alone.
+
     Args:
         name: of the model, which is that of its recipe: ``"shapes/vdm"``.
         out: a folder.
@@ -84,7 +87,7 @@ def build_model(
     folder = out / "model"
     with replaced_folder(folder) as temporary:
         # Assessed as it will be loaded: from the rounded weights.
-        save_strategy(trainer.strategy.to("cpu", torch.float16), temporary / "weights")
+        save_strategy(trainer.strategy.to("cpu", torch.float16), temporary / "weights", whole=False)
         for part in sorted((temporary / "weights").iterdir()):
             part.rename(temporary / part.name)
         (temporary / "weights").rmdir()
@@ -118,6 +121,7 @@ def renew_card(folder: str | Path, *, device: str | None = None, progress: bool 
 
 def _record(name: str, trainer: Trainer, folder: Path, quality: Quality) -> dict[str, Any]:
     weights = sorted(folder.rglob("*.safetensors"))
+    components = configs.read_json(folder / INDEX)["components"]
     return {
         "model": name,
         "vidgen": vidgen.__version__,
@@ -126,6 +130,8 @@ def _record(name: str, trainer: Trainer, folder: Path, quality: Quality) -> dict
         "training_seconds": round(_seconds(trainer.folder.folder / "log.jsonl", trainer.config.log_every)),
         "device": _device(trainer.processes.device),
         "parameters": trainer.strategy.num_parameters(),
+        "references": {name: entry["from"] for name, entry in components.items() if isinstance(entry, dict)},
+        "left_out": sorted(set(trainer.strategy.modules) - set(components)),
         "bytes": sum(file.stat().st_size for file in weights),
         "quality": quality.to_json(),
     }

@@ -54,6 +54,7 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         "",
         f"Parameters: {parameters}. Weights: {record['bytes']:,} bytes in half precision.",
         "",
+        *_elsewhere(record),
         f"Made by `vidgen models train {record['model']}`: {record['steps']:,} steps, "
         f"{record['training_seconds'] / 60:.0f} minutes of training steps on {record['device']}.",
         "",
@@ -72,6 +73,13 @@ def _text(record: Mapping[str, Any], sheets: list[str]) -> str:
         ]
     lines += ["```json", json.dumps(recipe, indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def _elsewhere(record: Mapping[str, Any]) -> list[str]:
+    """Say which components are not stored here."""
+    found = [f"{name} is that of `{source}`" for name, source in record.get("references", {}).items()]
+    found += [f"{name} is for training only and left out" for name in record.get("left_out", ())]
+    return [f"Not stored here: {', '.join(found)}.", ""] if found else []
 
 
 def _quality(quality: Mapping[str, Any]) -> list[str]:

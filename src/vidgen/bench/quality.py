@@ -15,8 +15,9 @@ from vidgen import plugins
 from vidgen.bench.generated import GeneratedClips
 from vidgen.checkpoint.index import read_index
 from vidgen.classifier import Attributes, load_classifier
-from vidgen.codecs import load_codec
+from vidgen.codecs import Codec, load_codec
 from vidgen.devices import checked_device
+from vidgen.metrics.constancy import DIFFERENT, measure_constancy
 from vidgen.metrics.evaluate import Settings, evaluate
 from vidgen.metrics.extractors.shapes import ShapesExtractor, ShapesFrameExtractor
 from vidgen.metrics.pairs import Psnr, Ssim
@@ -42,6 +43,7 @@ NUM_HELD_OUT = 256
 NUM_REAL = 1024
 NUM_FRAMES = 512
 NUM_CLIPS = 2048
+NUM_THROUGH = 96
 BATCH = 16
 
 
@@ -106,7 +108,7 @@ def assess_generator(
     extractor.to(sampler.strategy.device)
     data = DataConfig(path="shapes", split="train", seed=1, hold_out=HOLD_OUT, videos=real)
     shown = _generate(sampler, prompt_set(prompts, HOLD_OUT, "trained"), seed)
-    metrics = ("avg_fid" if frames == 1 else "fvd", "prompt_accuracy", "position_spread")
+    metrics = ("avg_fid" if frames == 1 else "fvd", "prompt_accuracy", "constancy", "position_spread")
     if frames == 1:  # which compares equal counts
         data = DataConfig(path="shapes", split="train", seed=1, hold_out=HOLD_OUT, videos=prompts)
     scores = {
@@ -162,7 +164,34 @@ def _assess_codec(folder: Path, device: str | None) -> Quality:
     values |= {"latent_mean_abs_max": float(z.mean((0, 2, 3, 4)).abs().max())}
     std = z.std((0, 2, 3, 4))
     values |= {"latent_std_min": float(std.min()), "latent_std_max": float(std.max())}
+    values |= _through_codec(codec, where)
     return Quality(values=values, sheets={"sheet.png": picture_sheet(pictures)})
+
+
+def _through_codec(codec: Codec, device: torch.device) -> dict[str, float]:
+    """What is left of videos of one object behind the codec: the ceiling of every model in its latents."""
+    frames, data = range(16), ShapesDataset(NUM_THROUGH, 16, split="test")
+    classifier = load_classifier().to(device)
+    right: Counter[str] = Counter()
+    errors, found = [], []
+    for start in range(0, len(data), BATCH):
+        indices = range(start, start + BATCH)
+        clips = torch.stack([to_clip(data.render(index, frames)) for index in indices]).to(device)
+        restored = codec.decode(codec.encode(clips)).clamp(-1, 1)
+        truths = [data.truth(index, frames) for index in indices]
+        for truth, read in zip(truths, classifier(restored).attributes(), strict=True):
+            expected = {"shape": truth.shapes[0], "colour": truth.colours[0], "motion": truth.motions[0][0]}
+            right.update({name: value == getattr(read, name) for name, value in expected.items()})
+        ground = clips.flatten(3).median(3).values[..., None, None]
+        inside = ((clips - ground).abs().amax(1, keepdim=True) > 2 * DIFFERENT).expand_as(clips)
+        errors.append(((restored - clips) ** 2)[inside].cpu())
+        found.append(measure_constancy(restored))
+    values = {f"accuracy_{name}": count / len(data) for name, count in right.items()}
+    values["object_psnr"] = float(10 * torch.log10(4 / torch.cat(errors).mean()))
+    kept = [each.kept for each in found]
+    return values | {
+        f"constancy_{name}": float(torch.cat([k[name] for k in kept]).float().mean()) for name in kept[0]
+    }
 
 
 @torch.no_grad()

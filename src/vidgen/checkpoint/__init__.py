@@ -5,18 +5,21 @@
       scheduler/scheduler_config.json   diffusers' own file
       <component>/config.json, diffusion_pytorch_model.safetensors
 
-Every component also loads alone with its diffusers class. Nothing is ever unpickled.
+A component may also be a reference to another checkpoint's. Every component that is there loads alone with its
+diffusers class. Nothing is ever unpickled.
 """
 
 from vidgen.checkpoint.folder import replaced_folder, settled, writable
-from vidgen.checkpoint.index import FORMAT
+from vidgen.checkpoint.index import FORMAT, INDEX
 from vidgen.checkpoint.push import push_strategy
 from vidgen.checkpoint.source import find_checkpoint, locate
-from vidgen.checkpoint.store import build, load_strategy, save_strategy
+from vidgen.checkpoint.store import build, complete, load_strategy, save_strategy
 
 __all__ = [
     "FORMAT",
+    "INDEX",
     "build",
+    "complete",
     "find_checkpoint",
     "load_strategy",
     "locate",

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from vidgen.checkpoint.hub import FILES, HubId, explained, parse
 from vidgen.checkpoint.store import save_strategy
+from vidgen.components.hub import FILES, HubId, explained, parse
 from vidgen.errors import InvalidArgumentError
 from vidgen.strategy import Strategy
 
@@ -24,6 +24,7 @@ def push_strategy(
     commit_message: str | None = None,
     token: str | None = None,
     revision: str | None = None,
+    whole: bool = True,
 ) -> str:
     """Upload ``strategy`` as a checkpoint in one commit and return the commit's address.
 
@@ -37,6 +38,9 @@ def push_strategy(
         commit_message: None writes one.
         token: of an account that may write there; None takes the one of ``hf auth login``.
         revision: branch to push to, made where it does not exist; None is the main one.
+        whole: upload every component; False refers to bundled models and repositories for what is theirs, and
+            leaves out what only training needs, see ``save_strategy``. Who loads a reference to a repository
+            must allow it: ``vidgen.load(..., repositories=[...])``.
 
     Raises:
         InvalidArgumentError: ``repo_id`` is no ``user/repo``.
@@ -47,7 +51,7 @@ def push_strategy(
         raise InvalidArgumentError(f"repo_id is {repo_id!r}; expected user/repo, and a branch as revision=.")
     api = HfApi(token=token)
     with TemporaryDirectory() as temporary, explained(HubId(repo_id, revision)):
-        folder = save_strategy(strategy, Path(temporary) / "model")
+        folder = save_strategy(strategy, Path(temporary) / "model", whole=whole)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)

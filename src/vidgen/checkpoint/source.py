@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vidgen import plugins
-from vidgen.checkpoint import hub
 from vidgen.checkpoint.folder import settled
-from vidgen.checkpoint.index import INDEX
+from vidgen.components import INDEX, hub
 from vidgen.errors import CheckpointError, CheckpointNotFoundError, InvalidArgumentError, UnknownNameError
 from vidgen.weights import newest_model
 

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import logging
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import diffusers
 import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from vidgen import config as configs
 from vidgen import plugins
 from vidgen.checkpoint.folder import readable, replaced_folder, settled, writable
-from vidgen.checkpoint.index import INDEX, read_index, write_index
+from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
+from vidgen.checkpoint.scheduler import SCHEDULER, load_scheduler
 from vidgen.checkpoint.source import locate
+from vidgen.components import (
+    Reference,
+    component_hash,
+    load_module,
+    locate_component,
+    relative_source,
+    repositories_allowed,
+    save_component,
+)
 from vidgen.devices import checked_device
-from vidgen.errors import CheckpointError, UnknownNameError
+from vidgen.errors import CheckpointError, UnknownNameError, VidgenError, shown
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
-from vidgen.weights import WEIGHTS, load_weights, read_tensors
+from vidgen.weights import follow_umask, newest_model
 
-__all__ = ["build", "load_strategy", "save_strategy"]
+__all__ = ["build", "complete", "load_strategy", "save_strategy"]
 
 _T = TypeVar("_T", bound=Trainable)
-
-_SCHEDULER = "scheduler"
+_logger = logging.getLogger(__name__)
 
 
 def build(kind: type[_T], config: Any, *, seed: int = 0) -> _T:
@@ -37,8 +47,32 @@ def build(kind: type[_T], config: Any, *, seed: int = 0) -> _T:
         return kind.create(config)
 
 
-def save_strategy(strategy: Trainable, folder: str | Path) -> Path:
+def complete(strategy: Trainable, *, seed: int = 0) -> None:
+    """Give ``strategy`` networks, drawn from ``seed``, for what its checkpoint left out and training needs."""
+    for name in strategy.training_only:
+        if name in strategy.modules:
+            continue
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            strategy.modules[name] = strategy.fresh(name)
+        _logger.warning(
+            "component %r of %r is for training only and was left out of the checkpoint: it starts untrained. "
+            "To go on with a trained one, load the checkpoint of the run that made the model.",
+            name,
+            strategy.name,
+        )
+
+
+def save_strategy(strategy: Trainable, folder: str | Path, *, whole: bool = True) -> Path:
     """Write a strategy (or another trainable) to ``folder``, replaced if it exists; return the folder.
+
+    Args:
+        strategy: what to write.
+        folder: made if need be.
+        whole: write every component. False writes what is shared: components that hold the same values as
+            those of a checkpoint that the strategy started from (one named in its configuration, or that it
+            was loaded with) become references to it, and what only training needs is left out. Bundled models
+            and hub ids are referred to by name, folders only where they lie beside ``folder`` or in it.
 
     Raises:
         CheckpointError: ``folder`` exists and is not a checkpoint, or cannot be written.
@@ -47,11 +81,19 @@ def save_strategy(strategy: Trainable, folder: str | Path) -> Path:
     with writable(folder):
         _refuse_strangers(settled(folder))
     with replaced_folder(folder) as temporary:
+        components: dict[str, str | Reference] = {}
         for name, module in strategy.modules.items():
-            _save_component(module, temporary / name)
+            if not whole and name in strategy.training_only:
+                continue
+            save_component(module, temporary / name)
+            reference = None if whole else _reference(strategy, name, temporary / name, folder)
+            if reference is not None:
+                shutil.rmtree(temporary / name)
+            components[name] = reference or type(module).__name__
         if isinstance(strategy, Strategy):
-            strategy.scheduler.save_pretrained(temporary / _SCHEDULER)
-        write_index(strategy, temporary)
+            strategy.scheduler.save_pretrained(temporary / SCHEDULER)
+            follow_umask(temporary / SCHEDULER)
+        write_index(strategy, temporary, components)
     return folder
 
 
@@ -60,11 +102,39 @@ def _refuse_strangers(there: Path) -> None:
         raise CheckpointError(f"{there} exists and holds no {INDEX}; it is not overwritten. Give a new folder.")
 
 
-def _save_component(module: Any, folder: Path) -> None:
-    if isinstance(module, ModelMixin):
-        module.save_pretrained(folder, safe_serialization=True)
-    else:
-        module.save_pretrained(folder)
+def _reference(strategy: Trainable, name: str, saved: Path, folder: Path) -> Reference | None:
+    """Return where the component that was ``saved`` lies already, as a checkpoint in ``folder`` may say it."""
+    digest = component_hash(saved)
+    for found in _origins(strategy, name):
+        source = relative_source(found.source, folder)
+        if source is not None and found.digest == digest:
+            return Reference(source, digest)
+    return None
+
+
+def _origins(strategy: Trainable, name: str) -> Iterator[Reference]:
+    """Yield where the component ``name`` of the checkpoints that ``strategy`` started from lies."""
+    if name in strategy.references:
+        yield strategy.references[name]
+    for _, _, value in configs.fields_of(strategy.config):
+        checkpoint = _checkpoint_of(value) if isinstance(value, str) else None
+        if checkpoint is None:
+            continue
+        source = value if value in plugins.available(plugins.MODELS) else str(checkpoint.resolve())
+        with suppress(CheckpointError):  # what cannot be found cannot be referred to
+            located = locate_component(checkpoint, name)
+            if located.folder.is_dir():
+                yield located.reference or Reference(source, component_hash(located.folder))
+
+
+def _checkpoint_of(value: str) -> Path | None:
+    """Return the checkpoint that a setting names, if it names one on this machine."""
+    if value in plugins.available(plugins.MODELS):
+        return plugins.model_folder(value)
+    with suppress(OSError, ValueError, RuntimeError):  # a text of any kind
+        folder = newest_model(Path(value).expanduser())
+        return folder if (folder / INDEX).is_file() else None
+    return None
 
 
 def load_strategy(
@@ -73,6 +143,7 @@ def load_strategy(
     device: Any = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    repositories: Collection[str] = (),
     **components: Any,
 ) -> Strategy:
     """Load a strategy.
@@ -83,17 +154,21 @@ def load_strategy(
         device: where to put it; None is CUDA where present, else the CPU.
         dtype: cast the weights; None keeps float32.
         revision: branch, tag or commit of a hub id.
+        repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded, for
+            components that it refers to and for open_clip models. By default there are none: what a checkpoint
+            names, its author chose.
         **components: ready modules to use instead of those of the checkpoint, whose files are then not
             read; ``scheduler`` may be another diffusers scheduler of the same process.
 
     Raises:
-        CheckpointError: no checkpoint there, another format, missing, unsafe or unreadable files.
+        CheckpointError: no checkpoint there, another format, missing, unsafe or unreadable files, weights or a
+            noise process that do not fit the configuration.
         UnknownNameError: the strategy's package is not installed, or it has no such component.
         InvalidArgumentError: a component has another class than the strategy's.
         SchedulerError: the scheduler does not fit the model.
     """
     device = checked_device(device)
-    with readable(source):
+    with readable(source), repositories_allowed(repositories):
         strategy = _loaded(locate(source, revision=revision), components)
     return strategy.to(device, dtype)
 
@@ -104,18 +179,44 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
     _refuse_others(index["strategy"], folder)
     strategy_class = plugins.load(plugins.STRATEGIES, index["strategy"])
     _check_names(strategy_class, components)
-    scheduler = components.pop(_SCHEDULER, None)
-    config = configs.from_dict(strategy_class.Config, index["config"])
-    modules = {
-        name: components[name] if name in components else _load_component(folder, name, kinds, index)
-        for name, kinds in strategy_class.component_types.items()
-    }
-    strategy: Strategy = strategy_class(config, modules, _load_scheduler(folder / _SCHEDULER))
+    scheduler = components.pop(SCHEDULER, None)
+    config = _config(strategy_class, index["config"], folder)
+    modules, references = dict(components), {}
+    for name, kinds in strategy_class.component_types.items():
+        left_out = name in strategy_class.training_only and name not in index["components"]
+        if name not in components and not left_out:
+            located = locate_component(folder, name)
+            wanted = index["components"].get(name)
+            if located.reference is not None:
+                references[name], wanted = located.reference, located.class_name
+            modules[name] = _load_component(folder, name, kinds, located.folder, wanted)
+    strategy: Strategy = strategy_class(config, modules, load_scheduler(folder, index.get("process")))
+    strategy.references.update(references)
     if scheduler is not None:
         strategy.scheduler = scheduler
     for module in modules.values():
         module.eval()
+    strategy.training_record = record = training_record(index, folder)
+    if record is not None and not record.finished:
+        _logger.warning(
+            "the training of %s is %s. What it generates may be noise; start the training again to go on.",
+            folder,
+            record,
+        )
     return strategy
+
+
+def _config(strategy_class: type[Strategy], values: dict[str, Any], folder: Path) -> Any:
+    try:
+        return configs.from_dict(strategy_class.Config, values)
+    except UnknownNameError:
+        raise
+    except Exception as error:  # any value may stand in the file
+        reason = str(error) if isinstance(error, VidgenError) else f"{type(error).__name__}: {error}."
+        raise CheckpointError(
+            f"{folder / INDEX} holds no configuration of {strategy_class.name!r}: {reason[:500]} The file was "
+            "changed, or is of another vidgen: save the strategy again."
+        ) from error
 
 
 def _refuse_others(name: str, folder: Path) -> None:
@@ -127,93 +228,30 @@ def _refuse_others(name: str, folder: Path) -> None:
 
 
 def _check_names(strategy_class: type[Strategy], components: Iterable[str]) -> None:
-    known = {*strategy_class.component_types, _SCHEDULER}
+    known = {*strategy_class.component_types, SCHEDULER}
     for name in components:
         if name not in known:
             raise UnknownNameError(f"component of {strategy_class.name!r}", name, known)
 
 
 def _load_component(
-    checkpoint: Path, name: str, kinds: tuple[type, ...], index: Mapping[str, Any]
+    checkpoint: Path, name: str, kinds: tuple[type, ...], folder: Path, wanted: Any
 ) -> nn.Module:
-    folder, wanted = checkpoint / name, index["components"].get(name)
-    kind: Any = {kind.__name__: kind for kind in kinds}.get(wanted)
+    kind: Any = next((kind for kind in kinds if kind.__name__ == wanted), None)
     if kind is None:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(
-            f"{checkpoint} names {wanted or 'nothing'} as its component {name!r}; expected {expected}. The "
-            "folder is incomplete or was written by another vidgen: save the strategy again."
+            f"{checkpoint} names {shown(wanted) if wanted else 'nothing'} as its component {name!r}; expected "
+            f"{expected}. The folder is incomplete or was written by another vidgen: save the strategy again."
         )
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is missing; expected the folder of a {wanted}. Fetch the checkpoint whole, or give the "
             f"component: {name}=..."
         )
+    if issubclass(kind, ModelMixin):
+        return load_module(kind, folder)
     # The fresh weights are all overwritten: their random numbers must not move the ambient state.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        if issubclass(kind, ModelMixin):
-            return _load_module(kind, folder)
         wrapper: nn.Module = kind.from_pretrained(folder)  # around another library's network, in its layout
-        return wrapper
-
-
-def _load_module(kind: Any, folder: Path) -> nn.Module:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder / 'config.json'} is missing; expected the configuration of a {kind.__name__}. Fetch the "
-            "checkpoint whole."
-        )
-    module = _from_config(kind, folder)
-    _load_weights(module, folder)
-    return module
-
-
-def _from_config(kind: Any, folder: Path) -> nn.Module:
-    try:
-        module: nn.Module = kind.from_config(kind.load_config(folder))
-    except (OSError, TypeError) as error:  # no JSON, or arguments missing
-        raise CheckpointError(
-            f"{folder / 'config.json'} is no configuration of a {kind.__name__}: {error}. Fetch it again."
-        ) from error
-    return module
-
-
-def _load_weights(module: nn.Module, folder: Path) -> None:
-    shards = folder / f"{WEIGHTS}.index.json"
-    if not shards.is_file():
-        load_weights(module, folder / WEIGHTS)
-        return
-    weights: dict[str, Tensor] = {}
-    for name in sorted(_shard_names(shards)):
-        weights |= read_tensors(folder / name)
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{shards} does not fit {type(module).__name__}: {error}") from error
-
-
-def _shard_names(index: Path) -> set[str]:
-    """Return the files that diffusers cut large weights into."""
-    try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{index} cannot be read as diffusers' index of weights: {error!r}. Fetch the file again."
-        ) from error
-    outside = sorted(name for name in names if Path(name).name != name)
-    if outside:
-        raise CheckpointError(f"{index} names {outside[0]!r}; expected files beside it. It is not followed.")
-    return names
-
-
-def _load_scheduler(folder: Path) -> Any:
-    file = folder / "scheduler_config.json"
-    try:
-        name = str(configs.read_json(file)["_class_name"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} cannot be read as a scheduler's configuration: {error}") from error
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if kind is None:
-        known = [n for n in dir(diffusers) if n.endswith("Scheduler")]
-        raise UnknownNameError("diffusers scheduler", name, known)
-    return kind.from_pretrained(folder)
+    return wrapper

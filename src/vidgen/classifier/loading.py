@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
-
-import torch
+from typing import Any, cast
 
 from vidgen import plugins
 from vidgen.classifier.network import ShapesClassifier
+from vidgen.components import find_component, load_module
 from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError
-from vidgen.weights import WEIGHTS, load_weights
 
 __all__ = ["BUNDLED", "load_classifier"]
 
@@ -35,15 +33,15 @@ def load_classifier(source: str | Path = BUNDLED) -> ShapesClassifier:
         if isinstance(source, Path):
             raise CheckpointError(f"{source} is no folder; expected that of a trained classifier.")
         folder = plugins.model_folder(source)
-    if not (folder / CONFIG).is_file() and (folder / "classifier").is_dir():
-        folder = folder / "classifier"
-    network = _built(folder / CONFIG)
-    load_weights(network, folder / WEIGHTS)  # bundled weights are half precision; the network stays float32
-    network.eval()
-    return network
+    if not (folder / CONFIG).is_file():
+        part = find_component(folder, "classifier")
+        folder = part if part.is_dir() else folder
+    config = _config(folder / CONFIG)
+    # Bundled weights are half precision; the network stays float32.
+    return cast(ShapesClassifier, load_module(ShapesClassifier, folder, config).eval())
 
 
-def _built(file: Path) -> ShapesClassifier:
+def _config(file: Path) -> dict[str, Any]:
     try:
         config = read_json(file)
     except (OSError, InvalidArgumentError) as error:
@@ -53,10 +51,4 @@ def _built(file: Path) -> ShapesClassifier:
     name = config.get("_class_name")
     if name != ShapesClassifier.__name__:
         raise CheckpointError(f"{file} describes a {name}; expected a {ShapesClassifier.__name__}.")
-    # The fresh weights are all overwritten: their random numbers must not move the ambient state.
-    with torch.random.fork_rng(devices=()):
-        try:
-            network = ShapesClassifier.from_config(config)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{file} describes no network that can be built: {error}") from error
-    return cast(ShapesClassifier, network)
+    return config

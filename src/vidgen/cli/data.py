@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 
 from vidgen.cli import logs
 from vidgen.cli.exits import exits
-from vidgen.errors import UnknownNameError
+from vidgen.cli.options import check_data
+from vidgen.errors import InvalidArgumentError, UnknownNameError
 
 __all__ = ["data"]
 
@@ -36,12 +38,17 @@ def make(
 
     if kind not in PROCEDURAL:
         raise UnknownNameError("kind of data", kind, PROCEDURAL)
+    if not 0 < fps < math.inf:
+        raise InvalidArgumentError(f"--fps is {fps}; expected a number above 0.")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InvalidArgumentError(f"{folder} is there and not an empty folder; give a new one.")
     config = DataConfig(path=kind, size=size, fps=fps, seed=seed, videos=count, frames=num_frames)
     write_folder(procedural(config), folder, progress=not logs.is_quiet())
     typer.echo(f"{count} videos in {folder}")
 
 
 def _summary(folder: str) -> dict[str, Any]:
+    check_data(folder)
     from vidgen.video.dataset import DataConfig, open_dataset, summarize
 
     return summarize(open_dataset(DataConfig(path=folder, clip_length=1), progress=not logs.is_quiet()))

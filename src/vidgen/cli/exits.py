@@ -40,35 +40,30 @@ def exits(command: Callable[P, T]) -> Callable[P, T]:
             _logger.debug("where it happened:", exc_info=True)
             typer.echo(f"vidgen: {_sentence(error)}", err=True)
             raise typer.Exit(1) from error
-        except _TerminatedError as error:
-            typer.echo("vidgen: terminated", err=True)
-            raise typer.Exit(128 + signal.SIGTERM) from error
         except KeyboardInterrupt as error:
-            typer.echo("vidgen: interrupted", err=True)
+            said = f". {error}" if str(error) else ""
+            typer.echo(f"vidgen: interrupted{said}", err=True)
             raise typer.Exit(130) from error
 
     return wrapped
 
 
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM, as batch systems send it, end a command as Ctrl-C does: what is half-written goes."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    """Let SIGTERM, as batch systems send it, end a command as Ctrl-C does; the second one is immediate."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def terminate(*_: object) -> None:
-        raise _TerminatedError
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _sentence(error: OSError) -> str:

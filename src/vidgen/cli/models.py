@@ -10,6 +10,7 @@ import typer
 from vidgen.cli import logs
 from vidgen.cli.exits import exits
 from vidgen.cli.options import Assignments, Device, Quiet, Verbose, recipe_names
+from vidgen.errors import InvalidArgumentError
 
 __all__ = ["models"]
 
@@ -63,6 +64,8 @@ def assess(
 ) -> None:
     """Measure such a model anew, print the numbers, and write them to its record and card."""
     logs.shift(quiet - verbose)
+    if not folder.is_dir():
+        raise InvalidArgumentError(f"{folder} is no folder; expected one that `vidgen models train` made.")
     from vidgen.bench import renew_card
 
     build = renew_card(folder, device=device, progress=not logs.is_quiet())

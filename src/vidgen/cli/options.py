@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +18,12 @@ __all__ = [
     "RecipeName",
     "StrategyName",
     "Verbose",
+    "check_data",
     "model_names",
     "recipe_names",
+    "recipes_of_name",
     "span",
+    "strategy_and_model_names",
 ]
 
 
@@ -37,10 +41,20 @@ def _strategy_names() -> list[str]:
 def _recipe_names(context: typer.Context) -> list[str]:
     """Name the recipes of the strategy on the line as they may be written: ``tiny`` for ``vdm/tiny``."""
     # An option without its value ends the parsing: the strategy before it is then among the words left over.
-    words = [context.params.get("strategy"), *context.args]
+    words = [context.params.get("strategy"), context.params.get("name"), *context.args]
     prefix = next((f"{word}/" for word in words if word in _strategy_names()), "")
     names = _names(plugins.RECIPES)
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def recipes_of_name(context: typer.Context) -> list[str]:
+    """Return the recipes of the strategy on the line."""
+    return _recipe_names(context)
+
+
+def strategy_and_model_names() -> list[str]:
+    """Return what ``vidgen info`` describes by name."""
+    return [*_names(plugins.STRATEGIES), *model_names()]
 
 
 def recipe_names() -> list[str]:
@@ -69,6 +83,21 @@ Quiet = Annotated[
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more of what happens.")
 ]
+
+
+def check_data(path: str) -> None:
+    """Refuse what is no data to read.
+
+    Raises:
+        InvalidArgumentError: ``path`` is no folder, and no procedural data either.
+    """
+    from vidgen.video.dataset import PROCEDURAL
+
+    if path not in PROCEDURAL and not Path(path).expanduser().is_dir():
+        what = "is no folder" if Path(path).expanduser().exists() else "does not exist"
+        raise InvalidArgumentError(
+            f"{path} was given as data and {what}; expected a folder of videos, or {' or '.join(PROCEDURAL)}."
+        )
 
 
 def span(text: str | None, option: str) -> range | None:

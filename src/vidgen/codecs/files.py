@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vidgen.components import load_module
+from vidgen.components.saving import save_module
 from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
-from vidgen.weights import WEIGHTS, load_weights
 
 __all__ = ["CONFIG", "checked_format", "class_name", "read_module", "read_object", "write_module"]
 
@@ -70,24 +70,10 @@ def read_module(folder: Path, kinds: Iterable[Any]) -> Any:
     unread = _NEVER_READ.get(name, ())
     fields = read_object(folder / CONFIG).items()
     config = {key: value for key, value in fields if not key.startswith("_") and key not in unread}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            module = known[name].from_config(config)
-        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-            raise CheckpointError(
-                f"{folder / CONFIG} does not describe a {name} of this diffusers: {error}. Was it edited, or "
-                "written by a newer diffusers?"
-            ) from error
-    if torch.get_default_device().type != "meta":
-        renaming = module.register_load_state_dict_pre_hook(_rename)
-        try:
-            load_weights(module, folder / WEIGHTS)
-        finally:
-            renaming.remove()
-    return module.eval()
+    return load_module(known[name], folder, config, rename=_rename).eval()
 
 
-def _rename(module: nn.Module, weights: dict[str, Any], *_: Any) -> None:
+def _rename(module: nn.Module, weights: dict[str, Any]) -> None:
     """Give weights under their old names their new ones, where ``module`` has those."""
     names = module.state_dict().keys()
     for old in [key for key in weights if key not in names]:
@@ -102,8 +88,7 @@ def write_module(module: Any, folder: Path) -> None:
     """Write a diffusers module's configuration and weights to ``folder``, each file by a rename."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".vae.", dir=folder) as temporary:
-        # One file, however large: readers look for one name.
-        module.save_pretrained(temporary, safe_serialization=True, max_shard_size="1TB")
+        save_module(module, Path(temporary))
         for file in sorted(Path(temporary).iterdir()):
             file.replace(folder / file.name)
 

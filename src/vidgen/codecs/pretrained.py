@@ -19,6 +19,7 @@ from vidgen.codecs.layouts import is_layout, untrained_codec
 from vidgen.codecs.pixels import PixelCodec
 from vidgen.codecs.vae import SETTINGS
 from vidgen.codecs.videos import VideoCodec
+from vidgen.components import INDEX, find_component, is_reference
 from vidgen.errors import CheckpointError, UnknownNameError
 from vidgen.weights import WEIGHTS, newest_model
 
@@ -84,6 +85,8 @@ def _part(folder: Path, subfolder: str | None) -> Path:
     for part in parts:
         if (folder / part / CONFIG).is_file():
             return folder / part
+        if part and is_reference(folder, part):
+            return find_component(folder, part)
     looked = " or ".join(str(Path(part) / CONFIG) for part in parts)
     found = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
     raise CheckpointError(
@@ -95,9 +98,12 @@ def _part(folder: Path, subfolder: str | None) -> Path:
 def _fetched(name: str, subfolder: str | None) -> Path:
     """Fetch the VAE of a hub repository; the configuration first, which tells where the weights are."""
     parts = PARTS if subfolder is None else [subfolder]
-    root = _snapshot(name, [_join(part, file) for part in parts for file in (CONFIG, SETTINGS)])
+    files = [_join(part, file) for part in parts for file in (CONFIG, SETTINGS)]
+    root = _snapshot(name, [INDEX, *files])
     folder = _part(root, subfolder)
-    if torch.get_default_device().type == "meta":
+    if torch.get_default_device().type == "meta" or not folder.is_relative_to(
+        root
+    ):  # another's, by a reference
         return folder
     part = folder.relative_to(root).as_posix()
     _snapshot(name, [_join("" if part == "." else part, WEIGHTS)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -23,9 +24,9 @@ _SHOWN = 100
 class ClassEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers: untyped
     """One learnt token per class, and one for "no class".
 
-    A prompt is a class's name, whatever its case and spacing, or its number from 0 written as text. A
-    name wins over a number: with the classes ``("7", "3")`` the prompt ``"3"`` is the second class. The
-    empty prompt is the null class of classifier-free guidance, an embedding like any other that is
+    A prompt is a class's name, whatever its case, spacing and Unicode form, or its number from 0 written as
+    text. A name wins over a number: with the classes ``("7", "3")`` the prompt ``"3"`` is the second class.
+    The empty prompt is the null class of classifier-free guidance, an embedding like any other that is
     learnt from the prompts dropped in training (Ho & Salimans 2021, section 3.2).
 
     Args:
@@ -107,13 +108,14 @@ class ClassEncoder(TextEncoder, ModelMixin, ConfigMixin):  # type: ignore[misc] 
             return _NULL
         if text in self._number:
             return self._number[text]
-        if text.isascii() and text.isdigit() and int(text) < len(self._number):
+        # A number of thousands of digits is a class's name that nobody has, not one to compute with.
+        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(self._number):
             return int(text)
         return None
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().split())
+    return unicodedata.normalize("NFC", " ".join(name.casefold().split()))
 
 
 def _check(classes: Sequence[str], width: int) -> None:

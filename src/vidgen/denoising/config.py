@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from diffusers import DDIMScheduler
 
+from vidgen import config as configs
 from vidgen.codecs import Codec, PixelCodec, is_layout, load_codec, measure
 from vidgen.conditioning import (
     ClassEncoder,
@@ -22,8 +27,11 @@ from vidgen.denoising.image_model import ImageModel
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import Independent, NoisePrior
 from vidgen.video.dataset import ClipDataset
+from vidgen.weights import newest_model
 
 __all__ = ["ClipConfig"]
+
+logger = logging.getLogger("vidgen")
 
 _Config = TypeVar("_Config", bound="ClipConfig")
 _CLIPS_MEASURED = 64
@@ -47,7 +55,8 @@ class ClipConfig:
         pixel_mean, pixel_std: of the data's pixels; a training run measures them where None.
         text: what prompts are: ``"words"`` of a closed vocabulary learnt with the model, names of
             ``"classes"`` learnt with it, or any text, read by a frozen ``"open_clip"`` encoder.
-        words: the vocabulary of the prompts; a training run takes it from the captions where empty.
+        words: the vocabulary of the prompts; a training run takes it from the captions where empty. The text
+            encoder that comes with ``pretrained`` keeps its own words and learns these besides.
         max_words: longest prompt; a training run takes the longest caption where None.
         classes: the classes' names; a training run takes them from its data where empty.
         text_model, text_pretrained, text_layer: open_clip's name of the text encoder, its pretrained tag or a
@@ -113,6 +122,11 @@ class ClipConfig:
         return bool(known[self.text]) or self.learnt_words is not None
 
     @property
+    def learns_words(self) -> bool:
+        """Whether a text encoder of words is trained with the rest."""
+        return True
+
+    @property
     def vae(self) -> str | None:
         """Where the codec's VAE comes from, ``pretrained`` where no other is named; None works on pixels."""
         if self.codec is not None or self.pretrained is None:
@@ -129,6 +143,8 @@ class ClipConfig:
 
     def fitted(self: _Config, dataset: ClipDataset) -> _Config:
         """Return the settings completed by what only the data tell; what is set stays, but for sizes."""
+        for source in {self.codec, self.pretrained} - {None}:
+            _warn_of_unfinished(str(source))
         sample = dataset[0]
         _, frames, height, width = sample.clip.shape
         found: dict[str, Any] = {"sample_frames": frames, "sample_size": (height, width)}
@@ -147,16 +163,25 @@ class ClipConfig:
         return replace(self, sample_fps=float(sample.fps), **found)
 
     def _with_words_of(self, known: dict[str, Any], texts: set[str]) -> dict[str, Any]:
-        """Return the words of the text encoder that comes with ``pretrained``; the data must do with them."""
-        words = tuple(known["words"])
-        if self.words not in ((), words) or self.max_words not in (None, known["max_words"]):
+        """Return the words of the text encoder that comes with ``pretrained``, and those of the data."""
+        if self.max_words is not None and self.max_words < known["max_words"]:
             raise InvalidArgumentError(
-                f"words or max_words were given, and {self.pretrained!r} has a text encoder with its own words "
-                f"({', '.join(words)}). Leave them out, or start from a model without one."
+                f"max_words is {self.max_words}, and the text encoder of {self.pretrained!r} reads prompts of "
+                f"{known['max_words']} words. Leave it out, or give as many or more."
             )
         assert self.pretrained is not None  # it has words
-        ImageModel(self.pretrained).text_encoder().check(sorted(texts))
-        return {"words": words, "max_words": known["max_words"]}
+        with torch.random.fork_rng(devices=[]):  # only its words are wanted here
+            encoder = ImageModel(self.pretrained).text_encoder()
+            new = encoder.grow(() if self.words else texts, words=self.words, max_words=self.max_words or 0)
+        encoder.check(sorted(texts))
+        if new and not self.learns_words:
+            raise InvalidArgumentError(
+                f"the text encoder of {self.pretrained!r} knows none of the words {', '.join(new)}, and is not "
+                "trained here. Set train_text=true, or leave these words out of the captions."
+            )
+        if new:
+            logger.info("the vocabulary of %s grows by %d words: %s", self.pretrained, len(new), ", ".join(new))
+        return {"words": tuple(encoder.words), "max_words": encoder.max_words}
 
     def _same_classes(self, dataset: ClipDataset) -> tuple[str, ...]:
         """Return the data's classes: clips are labelled by their numbers, so another order would lie."""
@@ -202,7 +227,8 @@ class ClipConfig:
             classes: TextEncoder = ClassEncoder(self.classes, width)
             return classes
         if self.pretrained is not None and self.learnt_words is not None:
-            learnt: TextEncoder = ImageModel(self.pretrained).text_encoder()
+            learnt = ImageModel(self.pretrained).text_encoder()
+            learnt.grow(words=self.words, max_words=self.max_words or 0)
             return learnt
         words: TextEncoder = VocabularyEncoder(self.words, width, layers, max_words=self.max_words or 16)
         return words
@@ -220,6 +246,19 @@ class ClipConfig:
             clip_sample=False,  # latents of unit variance leave [-1, 1]
         )
         return DDIMScheduler.from_config(own.config, **process)
+
+
+def _warn_of_unfinished(source: str) -> None:
+    """Say if what a training starts from is a checkpoint whose own training is not finished."""
+    folder = newest_model(Path(source).expanduser())
+    with suppress(OSError, ValueError):  # no checkpoint of ours: who loads it says what is wrong
+        record = configs.read_json(folder / "vidgen.json").get("training")
+        if isinstance(record, dict) and record.get("finished") is False:
+            logger.warning(
+                "the training of %s, which this one starts from, is not finished: start it again first, or go "
+                "on with what it has learnt so far",
+                source,
+            )
 
 
 def _longest(texts: Iterable[str]) -> int:

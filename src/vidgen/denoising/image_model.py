@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from vidgen import plugins
 from vidgen.codecs.files import CONFIG, read_module, read_object
+from vidgen.components import find_component
 from vidgen.conditioning import VocabularyEncoder
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.weights import newest_model
@@ -52,7 +53,7 @@ class ImageModel:
     @property
     def vae(self) -> Path | None:
         """Where its VAE lies."""
-        parts = (self.folder / name for name in ("vae", "codec"))
+        parts = (find_component(self.folder, name) for name in ("vae", "codec"))
         return next((part for part in parts if (part / CONFIG).is_file()), None)
 
     def unet(self) -> UNet2DConditionModel:
@@ -65,7 +66,7 @@ class ImageModel:
         return read_module(self._unet_folder(), [UNet2DConditionModel])
 
     def _unet_folder(self) -> Path:
-        folder = self.folder / "unet"
+        folder = find_component(self.folder, "unet")
         if not (folder / CONFIG).is_file():
             raise InvalidArgumentError(
                 f"no 2D UNet in {self.source!r}: expected unet/{CONFIG} and safetensors weights beside it, as "
@@ -91,13 +92,15 @@ class ImageModel:
     @property
     def text_settings(self) -> dict[str, Any] | None:
         """The configuration of its closed-vocabulary text encoder; None where it has another, or none."""
-        file = self.folder / "text_encoder" / CONFIG
+        file = find_component(self.folder, "text_encoder") / CONFIG
         settings = read_object(file) if file.is_file() else {}
         return settings if settings.get("_class_name") == VocabularyEncoder.__name__ else None
 
     def text_encoder(self) -> VocabularyEncoder:
         """Return its closed-vocabulary text encoder, with its weights; see ``text_settings``."""
-        encoder: VocabularyEncoder = read_module(self.folder / "text_encoder", [VocabularyEncoder])
+        encoder: VocabularyEncoder = read_module(
+            find_component(self.folder, "text_encoder"), [VocabularyEncoder]
+        )
         return encoder
 
     @property

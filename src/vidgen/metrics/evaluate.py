@@ -53,6 +53,7 @@ from vidgen.metrics.sources import (
 from vidgen.metrics.statistics import HalvedStatistics
 from vidgen.metrics.video_meters import (
     ClipsimMeter,
+    ConstancyMeter,
     DriftMeter,
     MotionMeter,
     PairMeter,
@@ -182,6 +183,8 @@ class _Parts:
             return PromptMeter(judge, motion) if name == "prompt_accuracy" else SpreadMeter(judge)
         if name == "drift":
             return DriftMeter()
+        if name == "constancy":
+            return ConstancyMeter()
         if name == "lpips":
             assert self.given.lpips is not None  # checked with what was given
             return PairMeter(self.given.lpips, self.settings.best_of)

@@ -25,7 +25,7 @@ OF_VIDEOS = ("fvd", "kvd", "is", "b_fvd", "prompt_diversity")
 OF_MOTION = ("motion_decay", "flicker_pixels", "flicker_brightness", "seam_discontinuity")
 OF_PAIRS = ("psnr", "ssim", "lpips", "drift")
 JUDGED = ("prompt_accuracy", "position_spread")
-METRICS = (*OF_VIDEOS, "avg_fid", "clipsim", *OF_PAIRS, *JUDGED, *OF_MOTION)
+METRICS = (*OF_VIDEOS, "avg_fid", "clipsim", *OF_PAIRS, *JUDGED, "constancy", *OF_MOTION)
 """What can be asked for; see ``docs/metrics.md`` for what each is."""
 
 OF_CAPTIONS = ("prompt_accuracy", "prompt_diversity", "clipsim")

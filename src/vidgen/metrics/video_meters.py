@@ -6,12 +6,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.metrics.constancy import Constancy, measure_constancy
 from vidgen.metrics.diagnostics import (
     ErrorCurves,
     FrameCurves,
@@ -27,12 +29,13 @@ from vidgen.metrics.extractors.clip import ClipModel, clipsim
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import Context, Judge, Meter, Seen
 from vidgen.metrics.pairs import PairMetric, best_of
-from vidgen.metrics.prompts import PromptCounter
+from vidgen.metrics.prompts import PromptCounter, share_of
 from vidgen.metrics.protocol import Protocol
 from vidgen.metrics.score import Score
 
 __all__ = [
     "ClipsimMeter",
+    "ConstancyMeter",
     "DriftMeter",
     "MotionMeter",
     "PairMeter",
@@ -196,6 +199,46 @@ class PromptMeter(Meter):
                 share.value,
                 context.protocol(key, real=False, classifier=self.judge.fingerprint, captions=context.captions),
                 num_generated=share.n,
+                notes=tuple(notes),
+                higher_is_better=True,
+            )
+
+
+class ConstancyMeter(Meter):
+    """``constancy_<what>``: the share of videos whose object keeps its hue, its size, is of one colour.
+
+    Single frames have one colour or not, and nothing to keep.
+    """
+
+    takes = ("generated",)
+
+    def __init__(self) -> None:
+        self.found: list[Constancy] = []
+
+    def take(self, seen: Seen) -> None:
+        """See ``Meter.take``."""
+        self.found.append(measure_constancy(seen.batch.clips))
+
+    def scores(self, context: Context) -> Iterator[Score]:
+        """See ``Meter.scores``."""
+        names = [field.name for field in fields(Constancy)]
+        found = Constancy(*(torch.cat([getattr(part, name) for part in self.found]) for name in names))
+        number = int(found.measured.sum())
+        if not number:
+            logger.warning("no video shows one whole object long enough: constancy has no value.")
+            return
+        for name, kept in found.kept.items():
+            if name != "one_colour" and context.view["frames"] == 1:
+                continue
+            share = share_of(int(kept.sum()), number)
+            notes = [f"95% interval {share.low:.3f} to {share.high:.3f}."]
+            if number < context.num_generated:
+                notes.append(f"{number} of {context.num_generated} videos show their object whole long enough.")
+            yield Score(
+                f"constancy_{name}",
+                share.value,
+                context.protocol(f"constancy_{name}", real=False),
+                num_generated=number,
                 notes=tuple(notes),
                 higher_is_better=True,
             )

@@ -22,9 +22,10 @@ from vidgen.devices import checked_device
 from vidgen.errors import InvalidArgumentError, MissingDependencyError
 from vidgen.nn.backends import BACKENDS, Backend, Inputs, find_backend
 
-__all__ = ["attend", "attention_backend", "available_backends", "current_backend"]
+__all__ = ["any_backend_as_math", "attend", "attention_backend", "available_backends", "current_backend"]
 
 _CHOSEN: ContextVar[str] = ContextVar("vidgen_attention_backend", default="sdpa")
+_AS_MATH: ContextVar[bool] = ContextVar("vidgen_attention_as_math", default=False)
 
 # CUDA kernels take the sequences as a grid dimension, which ends at 65,535.
 _MOST_SEQUENCES = 2**15
@@ -63,6 +64,8 @@ def attend(
         UnknownNameError: no backend of that name.
     """
     chosen = find_backend(current_backend() if backend is None else backend)
+    if _AS_MATH.get():
+        chosen = find_backend("math")
     chosen.require()
     inputs = _gather(query, key, value, mask, causal, scale)
     chosen.check(inputs)
@@ -88,6 +91,16 @@ def attention_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _CHOSEN.reset(token)
+
+
+@contextmanager
+def any_backend_as_math() -> Iterator[None]:
+    """Compute what was to be computed by any backend by ``"math"``, as where work is counted and not done."""
+    token = _AS_MATH.set(True)
+    try:
+        yield
+    finally:
+        _AS_MATH.reset(token)
 
 
 def current_backend() -> str:

@@ -290,7 +290,7 @@ _ALL = (
         name="flex",
         about="PyTorch's flex attention; fused only inside torch.compile",
         package="flex",
-        install="pip install 'torch>=2.8'",
+        install="pip install 'torch>=2.9'",
         devices=("cpu", "cuda"),
         learns_on=("cuda",),
     ),

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn.checkpointing import checkpoint
 from vidgen.nn.processor import AttendHandle, use_attend
-from vidgen.nn.temporal import TemporalAttention, TemporalConv
+from vidgen.nn.temporal import SpaceTimeAttention, TemporalAttention, TemporalConv
 
 __all__ = ["Inflation", "TemporalLayers", "widen_input", "widen_unet"]
 
@@ -86,6 +86,7 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         attention_sites: the same for temporal attention.
         head_dim: features of an attention head.
         norm_groups: groups of the convolutions' normalisation.
+        joint_sites: the same for attention over all pixels of all frames together.
     """
 
     _supports_gradient_checkpointing = True
@@ -97,6 +98,7 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         attention_sites: Mapping[str, int],
         head_dim: int = 32,
         norm_groups: int = 8,
+        joint_sites: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         # Sorted, as a saved config is: a loaded model has its parameters in the same order.
@@ -106,15 +108,23 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self.attentions = nn.ModuleDict(
             {_key(site): TemporalAttention(c, head_dim) for site, c in sorted(attention_sites.items())}
         )
+        self.joint = nn.ModuleDict(
+            {_key(site): SpaceTimeAttention(c, head_dim) for site, c in sorted((joint_sites or {}).items())}
+        )
 
     @classmethod
     def beside(
-        cls, unet: UNet2DConditionModel, attend: Attend = "every level", head_dim: int = 32
+        cls,
+        unet: UNet2DConditionModel,
+        attend: Attend = "every level",
+        head_dim: int = 32,
+        joint_middle: bool = False,
     ) -> TemporalLayers:
         """Fresh layers for ``unet``, on its device and in its dtype.
 
         A convolution follows every residual block. Attention follows every spatial transformer
-        and, with ``attend="every level"``, the residual blocks of stages that have none.
+        and, with ``attend="every level"``, the residual blocks of stages that have none. With
+        ``joint_middle`` attention over all pixels of all frames follows in the middle block.
         """
         blocks = _sites(unet, ResnetBlock2D, "out_channels")
         transformers = _sites(unet, Transformer2DModel, "in_channels")
@@ -128,6 +138,8 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
                 attention_sites=attention,
                 head_dim=head_dim,
                 norm_groups=unet.config.norm_num_groups,
+                joint_sites={s: c for s, c in transformers.items() if joint_middle and "mid_block" in s}
+                or None,
             )
         return layers if layers.dtype == unet.dtype else layers.to(unet.dtype)
 
@@ -142,10 +154,11 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
     def at_sites(self) -> Iterator[tuple[str, nn.Module]]:
-        """Each module path in the UNet with the layer that follows it, convolutions first."""
+        """Each module path in the UNet with the layer after it: convolutions first, joint attention last."""
         for kind, sites in (
             (self.convs, self.config.conv_sites),
             (self.attentions, self.config.attention_sites),
+            (self.joint, self.config.joint_sites or {}),
         ):
             for site in sorted(sites):
                 yield site, kind[_key(site)]
@@ -247,7 +260,8 @@ def _key(site: str) -> str:
 def _check_fit(unet: nn.Module, temporal: TemporalLayers) -> None:
     there = _sites(unet, ResnetBlock2D, "out_channels")
     there |= _sites(unet, Transformer2DModel, "in_channels")
-    wanted = {**temporal.config.conv_sites, **temporal.config.attention_sites}
+    own = temporal.config
+    wanted = {**own.conv_sites, **own.attention_sites, **(own.joint_sites or {})}
     for site, channels in wanted.items():
         if there.get(site) != channels:
             found = f"{there[site]} channels there" if site in there else "no such module"

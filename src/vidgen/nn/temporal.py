@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from einops import rearrange
+from einops import rearrange, repeat
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +18,7 @@ from vidgen.nn.transformer import SelfAttention
 from vidgen.nn.zero import zeroed
 from vidgen.shapes import FrameBatch, Tokens
 
-__all__ = ["TemporalAttention", "TemporalConv"]
+__all__ = ["SpaceTimeAttention", "TemporalAttention", "TemporalConv"]
 
 
 class TemporalConv(nn.Module):
@@ -86,7 +87,47 @@ class TemporalAttention(nn.Module):
         return over_time(self._attend, frames, num_frames)
 
     def _attend(self, sequences: Tokens) -> Tokens:
-        hidden = self.norm(sequences)
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        hidden = hidden + get_timestep_embedding(positions, hidden.shape[-1]).to(hidden.dtype)
-        return self.attention(hidden)  # type: ignore[no-any-return]
+        return self._attend_at(sequences, _embedding(sequences.shape[1], sequences.shape[2], sequences))
+
+    def _attend_at(self, sequences: Tokens, positions: Tensor) -> Tokens:
+        return self.attention(self.norm(sequences) + positions)  # type: ignore[no-any-return]
+
+
+class SpaceTimeAttention(TemporalAttention):
+    """Self-attention over all pixels of all frames of a call, added to its input.
+
+    What attention over time at one pixel cannot do at once: an object that moves meets itself in every
+    other frame, wherever it is there. It costs the square of all pixels, so it belongs where these are few.
+    Half of the position embedding tells frames apart, a quarter rows and a quarter columns. The output
+    projection starts at zero.
+
+    Args:
+        channels: ``c``, 8 or more.
+        head_dim: features of one head; ``channels // head_dim`` heads, at least one.
+    """
+
+    def change(self, frames: FrameBatch, num_frames: int) -> FrameBatch:
+        """What ``forward`` adds to its input."""
+        check_frames(frames, num_frames)
+        channels, height, width = frames.shape[1:]
+        quarter = channels // 4
+        # Without the shift, two channels have an embedding too.
+        time = _embedding(num_frames, channels - 2 * quarter, frames, shift=0)
+        rows, columns = (_embedding(side, quarter, frames, shift=0) for side in (height, width))
+        positions = torch.cat(
+            [
+                repeat(time, "f c -> (f h w) c", h=height, w=width),
+                repeat(rows, "h c -> (f h w) c", f=num_frames, w=width),
+                repeat(columns, "w c -> (f h w) c", f=num_frames, h=height),
+            ],
+            dim=1,
+        )
+        tokens = rearrange(frames, "(b f) c h w -> b (f h w) c", f=num_frames)
+        changed = self._attend_at(tokens, positions)
+        return rearrange(changed, "b (f h w) c -> (b f) c h w", f=num_frames, h=height)
+
+
+def _embedding(count: int, channels: int, like: Tensor, shift: int = 1) -> Float[Tensor, "n c"]:
+    """Sinusoidal embeddings of the positions 0 to ``count`` - 1, on the device and in the dtype of ``like``."""
+    positions = torch.arange(count, device=like.device)
+    return get_timestep_embedding(positions, channels, downscale_freq_shift=shift).to(like.dtype)  # type: ignore[no-any-return]

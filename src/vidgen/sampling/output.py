@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.sampling.arguments import Generation
-from vidgen.sampling.leftovers import remove_leftovers
 from vidgen.video import Video, VideoWriter
 
 __all__ = ["OUTPUT_TYPES", "FileSink", "SamplerOutput", "check_memory", "formatted", "output_paths", "to_uint8"]
@@ -200,8 +199,6 @@ def _opened(path: Path, fps: float, metadata: Mapping[str, Any]) -> VideoWriter:
     try:
         if path.parent.is_file():
             raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file and no folder")
-        target = path.parent if path.suffix.lower() == ".png" else path
-        remove_leftovers(target.parent, [target.name])
         writer = VideoWriter(path, fps, metadata=metadata)
         if path.suffix.lower() not in ("", ".png"):  # the folder of pictures is there already
             trial = path.with_name(f".{path.name}.{os.getpid()}-0.test")

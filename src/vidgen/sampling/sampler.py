@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from html import escape
+from inspect import get_annotations
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,19 +50,63 @@ class Sampler:
         strategy: any ``Strategy``.
 
     Attributes:
-        interrupt: set it (from a callback, say) to stop after the current solver step.
+        interrupt: set it (from a callback, say) to stop after the current solver step; ``_interrupt``, as
+            diffusers' callbacks have it, is the same.
+        scheduler: the solver of calls that name none; set another diffusers scheduler of the same process, or
+            its name.
 
     Example:
         >>> sampler = vidgen.load("runs/demo")
         >>> sampler("a red circle moves left", num_frames=64, seed=0).videos[0].save("circle.mp4")
     """
 
+    strategy: Strategy
+    interrupt: bool
+    _progress: dict[str, Any]
+    _pace: Pace
+    _evaluated: float
+
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
         self.interrupt = False
-        self._progress: dict[str, Any] = {}
+        self._progress = {}
         self._pace = Pace()
         self._evaluated = 0.0  # a hidden progress bar does not count
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute that exists; anything else would be taken and do nothing.
+
+        Raises:
+            UnknownNameError: there is no such attribute; the message names those that are.
+        """
+        parts = [part for part in type(self).__mro__ if name in vars(part) or name in get_annotations(part)]
+        if not parts:
+            raise UnknownNameError(
+                "attribute of a sampler (give modules to vidgen.load, and settings to the call)",
+                name,
+                ("interrupt", "scheduler", "strategy"),
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """The solver of every call that names none.
+
+        Setting it raises SchedulerError where the scheduler cannot serve the model.
+        """
+        return self.strategy.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
+        self.strategy.scheduler = scheduler
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, interrupt: bool) -> None:
+        self.interrupt = interrupt
 
     def to(self, device: Any = None, dtype: torch.dtype | str | None = None) -> Sampler:
         """Move the strategy, or cast it (``sampler.to("float16")``, say); returns the sampler itself."""
@@ -92,9 +138,15 @@ class Sampler:
         )
         return f"<table>{cells}</table>"
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the strategy to ``folder``; ``vidgen.load`` reads it."""
-        return checkpoint.save_strategy(self.strategy, folder)
+    def save_pretrained(self, folder: str | Path, *, whole: bool = True) -> Path:
+        """Write the strategy to ``folder``; ``vidgen.load`` reads it.
+
+        Args:
+            folder: made if need be.
+            whole: write every component; False refers to the checkpoints that it started from for what is
+                unchanged, and leaves out what only training needs. See ``checkpoint.save_strategy``.
+        """
+        return checkpoint.save_strategy(self.strategy, folder, whole=whole)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **arguments: Any) -> Sampler:
@@ -388,6 +440,7 @@ def load(
     device: Any = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    repositories: Collection[str] = (),
     **components: Any,
 ) -> Sampler:
     """Load a sampler from wherever a checkpoint is.
@@ -398,6 +451,7 @@ def load(
         device: None is CUDA where present, else the CPU.
         dtype: cast the weights, to ``torch.float16`` or ``"float16"``, say; None keeps float32.
         revision: branch, tag or commit of a hub id.
+        repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded.
         **components: modules that stand in for those of the checkpoint, by component name.
 
     Raises:
@@ -410,4 +464,5 @@ def load(
             f"dtype={components['torch_dtype']}."
         )
     options: dict[str, Any] = {"device": device, "dtype": checked_dtype(dtype), "revision": revision}
+    options["repositories"] = repositories
     return Sampler(checkpoint.load_strategy(source, **options, **components))

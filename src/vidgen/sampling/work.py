@@ -19,8 +19,8 @@ from vidgen.checkpoint import writable
 from vidgen.errors import CheckpointError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan
-from vidgen.sampling.leftovers import remove_leftovers, temporary_beside
 from vidgen.strategy import Request, Strategy
+from vidgen.video.parts import part_beside, remove_dead
 
 __all__ = ["WorkFolder", "fingerprint", "kept_seed"]
 
@@ -89,7 +89,7 @@ class WorkFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for place in (folder, *folder.glob("video-*")):
-                remove_leftovers(place)
+                remove_dead(place)
             found = _read(folder).get("fingerprint")
             if found is None:
                 configs.write_json(folder / _INDEX, {"format": 1, "fingerprint": fingerprint, "seed": seed})
@@ -123,7 +123,7 @@ class WorkFolder:
     def save(self, call: Call, video: int, latents: Tensor) -> None:
         """Keep what ``call`` gave for ``video``: ``latents`` c f h w."""
         file = self._file(call, video)
-        temporary = temporary_beside(file)
+        temporary = part_beside(file)
         with writable(self.folder):
             try:
                 file.parent.mkdir(exist_ok=True)

@@ -26,6 +26,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "described without weights": components.described,
     "saved and loaded alike": components.saved,
     "components load alone": components.loads_alone,
+    "shared without what only training needs": components.shared,
     "plans cover every length": sampling.plans,
     "same seed, same video": sampling.seeds,
     "batches change nothing": sampling.batches,

@@ -19,7 +19,7 @@ from vidgen.strategy import Strategy
 from vidgen.testing.report import expect
 from vidgen.testing.subject import Subject, findable
 
-__all__ = ["configuration", "declared", "described", "loads_alone", "saved"]
+__all__ = ["configuration", "declared", "described", "loads_alone", "saved", "shared"]
 
 _SAFE = {".json", ".safetensors", ".txt", ".md"}
 
@@ -112,6 +112,31 @@ def loads_alone(subject: Subject) -> str:
             expect(False, f"{kind.__name__}.from_pretrained of component {name!r} raises {error!r}.")
         _expect_equal(module, loaded, f"component {name!r} loaded alone")
     return f"{len(strategy.modules)} components"
+
+
+def shared(subject: Subject) -> str:
+    """Without the components of ``training_only`` it makes the same videos, and training can make them anew."""
+    names, strategy = subject.kind.training_only, subject.fresh()
+    unknown = sorted(set(names) - set(subject.kind.component_types))
+    expect(not unknown, f"training_only names {unknown}, which component_types does not.")
+    loaded = _loaded(subject, checkpoint.save_strategy(strategy, subject.folder / "shared", whole=False))
+    expect(
+        torch.equal(subject.latents(loaded), subject.video),
+        f"loaded without {list(names)} it makes another video of the same seed: something in training_only "
+        "shapes the video. Name there only what no video needs.",
+    )
+    for name in names:
+        network, kinds = loaded.fresh(name), subject.kind.component_types[name]
+        expect(
+            isinstance(network, kinds),
+            f"fresh({name!r}) gives {type(network).__name__}; expected one of {[k.__name__ for k in kinds]}.",
+        )
+        here, there = network.state_dict(), strategy.modules[name].state_dict()
+        expect(
+            {key: value.shape for key, value in here.items()} == {k: v.shape for k, v in there.items()},
+            f"fresh({name!r}) has other weights than create() makes; expected the same sizes.",
+        )
+    return ", ".join(names) or "all is needed"
 
 
 def _loaded(subject: Subject, folder: Path) -> Strategy:

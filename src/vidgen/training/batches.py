@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -106,9 +107,19 @@ def _loader(dataset: Any, sampler: StepSampler, num_workers: int, join: Callable
         collate_fn=join,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_heedless,
         generator=torch.Generator(),  # else every start of the loader draws from the ambient state
     )
     return loader
+
+
+def _heedless(_: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach all processes of a terminal or a job, to the one that trains.
+
+    It ends its step and saves; a worker ends with it.
+    """
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def _cached(

@@ -123,7 +123,13 @@ class Descent:
 
 
 def add_logs(logs: dict[str, float], loss: Loss, weight: float) -> None:
-    """Add a micro-batch's loss and what it logs, by its ``weight`` in the batch."""
-    logs["loss"] = logs.get("loss", 0.0) + float(loss.value.detach()) * weight
-    for key, value in loss.logs.items():
+    """Add a micro-batch's loss, alone and with those of its optimiser, and what it logs.
+
+    Args:
+        logs: what to add to: ``loss`` of all optimisers together, ``loss/<optimiser>``, and the loss's own.
+        loss: of the micro-batch.
+        weight: its share of the batch.
+    """
+    total = float(loss.value.detach())
+    for key, value in {"loss": total, f"loss/{loss.optimizer}": total, **loss.logs}.items():
         logs[key] = logs.get(key, 0.0) + value * weight

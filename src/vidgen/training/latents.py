@@ -99,8 +99,8 @@ class LatentStore:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
         """Return those of ``keys`` that are there, with their latents (float32, on the CPU)."""
 
-        def read(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, int]]:
-            rows: list[tuple[bytes, bytes, int]] = []
+        def read(connection: sqlite3.Connection) -> list[tuple[bytes, object, object]]:
+            rows: list[tuple[bytes, object, object]] = []
             for start in range(0, len(keys), _AT_ONCE):
                 part = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
@@ -108,7 +108,7 @@ class LatentStore:
                 rows += connection.execute(query, part).fetchall()
             return rows
 
-        none: list[tuple[bytes, bytes, int]] = []
+        none: list[tuple[bytes, object, object]] = []
         return {key: self._decoded(value, checksum) for key, value, checksum in self._run(read, none)}
 
     def put(self, latents: Mapping[bytes, Tensor]) -> None:
@@ -203,13 +203,17 @@ class LatentStore:
             raise self._refusal(f"has format {version}; expected {FORMAT}")
         return False
 
-    def _decoded(self, value: bytes, checksum: int) -> Tensor:
-        if zlib.crc32(value) != checksum:
+    def _decoded(self, value: object, checksum: object) -> Tensor:
+        # SQLite keeps values of any type in any column.
+        if not isinstance(value, bytes) or zlib.crc32(value) != checksum:
             raise self._refusal("is damaged (latents do not match their checksum)")
         try:
-            return load(value)["latents"]
-        except (SafetensorError, KeyError) as error:
+            latents = load(value)["latents"]
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise self._refusal(f"holds something else than latents ({error})") from error
+        if latents.dtype != torch.float32:
+            raise self._refusal(f"holds something else than latents ({latents.dtype}, not torch.float32)")
+        return latents
 
     def _refusal(self, problem: str) -> TrainingError:
         return TrainingError(

@@ -7,22 +7,85 @@ its gradients are taken, and a step whose gradients overflow is skipped and the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError, TrainingError
 
-__all__ = ["Precision", "check_precision"]
+__all__ = ["Kind", "Precision", "check_precision", "computes_bf16", "settle_precision"]
+
+logger = logging.getLogger("vidgen")
+
+Kind = Literal["no", "bf16", "fp16"]
+"""What training runs in, once ``"auto"`` is settled."""
 
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14  # below it the gradients overflow whatever the scale
 
 
-def check_precision(kind: str, device: torch.device) -> None:
+def computes_bf16(device: torch.device) -> bool:
+    """Whether ``device`` computes in bfloat16 itself, rather than by way of float32.
+
+    False also where PyTorch does not tell: of GPUs that are not CUDA's and, in older releases, of ARM.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN has the kernels: without it even a CPU that knows bfloat16 is not asked.
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_knows_bf16()
+
+
+def _cpu_knows_bf16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:
+        told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return told is not None and bool(told())
+    found = capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+
+
+def settle_precision(
+    asked: Kind | Literal["auto"], begun: Kind | None, device: torch.device, *, native: bool
+) -> Kind:
+    """Return the precision to train in, ``"no"``, ``"bf16"`` or ``"fp16"``, and say so where it was chosen.
+
+    Args:
+        asked: the recipe's, which may be ``"auto"``.
+        begun: what the run has been trained in so far, with which ``"auto"`` goes on; None for a new run.
+        device: where to train.
+        native: whether it computes in bfloat16 itself (on every process).
+
+    Raises:
+        InvalidArgumentError: ``device`` cannot train in it.
+    """
+    if asked == "auto":
+        kind: Kind = begun or ("bf16" if native else "no")
+        why = "as the run was begun" if begun else f"bfloat16 is {'native' if native else 'not native'} there"
+        logger.info("training in mixed_precision=%r on device %r: %s", kind, str(device), why)
+    else:
+        kind = asked
+    check_precision(kind, device)
+    if kind == "bf16" and not native:
+        advice = (
+            "go on where it is native, or begin another run"
+            if begun
+            else "choose mixed_precision='auto', or 'no', which is float32 here"
+        )
+        logger.warning(
+            "mixed_precision is 'bf16', which device %r does not compute itself: training may be many times "
+            "slower than in float32; %s",
+            str(device),
+            advice,
+        )
+    return kind
+
+
+def check_precision(kind: Kind, device: torch.device) -> None:
     """Check that ``device`` can train in ``kind``.
 
     Raises:
@@ -31,7 +94,8 @@ def check_precision(kind: str, device: torch.device) -> None:
     if kind == "fp16" and device.type != "cuda":
         raise InvalidArgumentError(
             f"training.mixed_precision is 'fp16' on device {str(device)!r}; fp16 needs a CUDA device. Train "
-            "with mixed_precision='bf16' or 'no' here."
+            "with mixed_precision='auto', 'bf16' or 'no' here, in a folder of its own if the run was begun in "
+            "fp16."
         )
 
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ from safetensors import SafetensorError
 
 from vidgen import config as configs
 from vidgen.checkpoint import replaced_folder
-from vidgen.errors import CheckpointError, VidgenError
+from vidgen.errors import CheckpointError, RunFolderError, VidgenError
 from vidgen.recipe import Recipe
-from vidgen.training.state import load_state
+from vidgen.training import lock
+from vidgen.training.precision import Kind
+from vidgen.training.state import load_state, progress_of
 from vidgen.video.dataset import PROCEDURAL
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "begun_precision"]
+
+_logger = logging.getLogger("vidgen")
 
 # Changing these leaves what is already trained as it is. With a learning-rate schedule that depends on the
-# number of steps, the rest follows the new one.
+# number of steps, the rest follows the new one. More steps of a stage that others build on are refused.
 _FREE = {
     "data.cache_dir",
     "training.steps",
@@ -55,7 +60,7 @@ _FREE = {
     "training.trackers",
 }
 
-_LEFTOVER = re.compile(r"\.(recipe\.json|log\.jsonl|step-\d+)\b.*\.(tmp|old)")
+_LEFTOVER = re.compile(r"\.+(recipe\.json|log\.jsonl|step-\d+|model|holder\.json)\b.*\.(tmp|old)")
 
 
 class RunFolder:
@@ -65,52 +70,89 @@ class RunFolder:
         folder: created if need be.
         recipe: of the run that wants the folder.
         resume: go on with what is there; False refuses a folder with checkpoints.
+        main: whether this process is the one of the run that writes.
 
     Raises:
-        CheckpointError: the folder holds something else, or a run of another recipe, or cannot be made or
-            written; the methods that write raise it, too.
+        RunFolderError: the folder holds something else, or a run of another recipe, or another process
+            trains there.
+        CheckpointError: it cannot be made or written; the methods that write raise it, too.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool, main: bool = True) -> None:
         self.folder = folder
-        with _writing(folder):
-            self._open(recipe, resume)
-
-    def _open(self, recipe: Recipe, resume: bool) -> None:
-        folder, index = self.folder, self.folder / "recipe.json"
-        if _strangers(folder) and not index.is_file():
-            raise CheckpointError(
-                f"{folder} is not empty and holds no recipe.json; expected a new folder, or one of a run. "
-                "Give another --out."
-            )
         described = configs.to_dict(recipe)
         described["data"]["path"] = _resolved(described["data"]["path"])  # may go on from elsewhere
-        if index.is_file():
-            self._check(_completed(configs.read_json(index), recipe), described, resume)
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.write_json(index, described)
+        with _writing(folder):
+            self._check(described, recipe, resume)
+            if not main:
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            with lock.held(folder):
+                self._check(described, recipe, resume)  # another may have begun in between
+                configs.write_json(folder / "recipe.json", described)
 
-    def _check(self, found: Mapping[str, Any], described: Mapping[str, Any], resume: bool) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep all other processes from training here.
+
+        Raises:
+            RunFolderError: one does.
+        """
+        with _writing(self.folder), lock.held(self.folder):
+            yield
+
+    def _check(self, described: Mapping[str, Any], recipe: Recipe, resume: bool) -> None:
+        """Refuse the folder if it is not this run's."""
+        index = self.folder / "recipe.json"
+        if not index.is_file():
+            if _strangers(self.folder):
+                raise RunFolderError(
+                    f"{self.folder} is not empty and holds no recipe.json; expected a new folder, or one of a "
+                    "run. Give another --out."
+                )
+            return
+        found = _completed(configs.read_json(index), recipe)
         if not self.steps():
             return
         if not resume:
-            raise CheckpointError(
+            raise RunFolderError(
                 f"{self.folder} already holds a run at step {self.steps()[-1]}. Give another folder, or let "
                 "it resume."
             )
+        self._check_same(found, described)
+        self._check_steps(recipe.training.steps)
+
+    def _check_same(self, found: Mapping[str, Any], described: Mapping[str, Any]) -> None:
         old, new = _leaves(found), _leaves(described)
         changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in _FREE)
         if changed:
             detail = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
-            raise CheckpointError(
+            raise RunFolderError(
                 f"{self.folder} holds a run with another recipe ({detail}). Give another folder, or the same "
                 "recipe."
             )
 
+    def _check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that would leave a stage with another one."""
+        progress = progress_of(self.checkpoint(self.steps()[-1]) / "state")
+        if progress is None:  # who loads the state says what is wrong
+            return
+        if progress.offset != progress.stage * steps:
+            taken = progress.offset // progress.stage
+            raise RunFolderError(
+                f"{self.folder} holds a run whose first {progress.stage} stage(s) took {taken} steps each, and "
+                f"training.steps is {steps} now. What later stages build on cannot be trained any further: "
+                f"give steps={taken} to go on, or another folder to train all stages anew."
+            )
+        if progress.step > steps:
+            raise RunFolderError(
+                f"{self.folder} holds a run that has taken {progress.step} steps; training.steps is {steps}. "
+                f"Give {progress.step} or more, or another folder."
+            )
+
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
-        found = [re.fullmatch(r"step-(\d+)", p.name) for p in (self.folder / "checkpoints").glob("step-*")]
-        return sorted(int(match[1]) for match in found if match)
+        return _steps(self.folder)
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint of ``step``."""
@@ -132,10 +174,13 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove what a killed run left half-written."""
+        places = (self.folder, self.folder / "samples", self.folder / "checkpoints")
         with _writing(self.folder):
-            for place in (self.folder, self.folder / "checkpoints", self.folder / "samples"):
+            for place in (*places, *self.folder.glob("checkpoints/step-*")):
                 for path in place.glob(".*") if place.is_dir() else ():
-                    if _LEFTOVER.fullmatch(path.name):
+                    if path.name == ".model.old" and not (place / "model").exists():
+                        path.rename(place / "model")  # killed between the two renames of a replacement
+                    elif _LEFTOVER.fullmatch(path.name):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def load(self) -> dict[str, Any] | None:
@@ -145,8 +190,16 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to the log."""
-        with _writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.folder / "log.jsonl"
+        with _writing(self.folder):
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, size)  # no half line
+                raise
 
     def cut_log(self, step: int) -> None:
         """Drop the lines after ``step``: a resumed run writes them again."""
@@ -156,8 +209,26 @@ class RunFolder:
             kept = [line for line in lines if _step_of(line) <= step]
             with _writing(self.folder):
                 temporary = path.with_name(f".{path.name}.tmp")
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-                temporary.replace(path)
+                try:
+                    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                    temporary.replace(path)
+                finally:
+                    with suppress(OSError):
+                        temporary.unlink(missing_ok=True)
+
+
+def begun_precision(folder: Path) -> Kind | None:
+    """Return the ``mixed_precision`` of the run in ``folder``, or None where nothing was trained yet."""
+    index = folder / "recipe.json"
+    if not _steps(folder) or not index.is_file():
+        return None
+    kept: Kind = configs.read_json(index)["training"].get("mixed_precision", "no")
+    return kept
+
+
+def _steps(folder: Path) -> list[int]:
+    found = [re.fullmatch(r"step-(\d+)", path.name) for path in (folder / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
 
 
 @contextmanager
@@ -181,7 +252,7 @@ def _strangers(folder: Path) -> list[Path]:
     A first start may have been killed just then, or another process of this run may be there.
     """
     paths = folder.iterdir() if folder.exists() else ()
-    return [path for path in paths if not _LEFTOVER.fullmatch(path.name)]
+    return [p for p in paths if p.name not in lock.FILES and not _LEFTOVER.fullmatch(p.name)]
 
 
 def _sync(folder: Path) -> None:

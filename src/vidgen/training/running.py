@@ -113,6 +113,7 @@ class Running:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, schedule in self.schedules.items():
             schedule.load_state_dict(state["schedules"][name])
+            _set_rates(schedule)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(device)
@@ -186,6 +187,20 @@ def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, warmups:
         return lambda step: shared(step) * (min(1.0, step / steps) if steps else 1.0)
 
     return LambdaLR(optimizer, [rising(steps) for steps in warmups])
+
+
+def _set_rates(schedule: LambdaLR) -> None:
+    """Give the optimiser the rates of ``schedule`` where it stands.
+
+    Those that were saved are of the schedule as it was: a longer run's next step has another rate.
+    """
+    rates = [
+        base * factor(schedule.last_epoch)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def _average(parameters: list[nn.Parameter], config: TrainingConfig) -> EMAModel | None:

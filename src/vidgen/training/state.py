@@ -10,10 +10,13 @@ of the seed and the step.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,7 +24,7 @@ from torch import Tensor
 from vidgen import config as configs
 from vidgen.errors import CheckpointError
 
-__all__ = ["flatten", "load_state", "save_state", "unflatten"]
+__all__ = ["Progress", "flatten", "load_state", "progress_of", "save_state", "unflatten"]
 
 FORMAT = 2
 _TENSOR = "__tensor__"
@@ -63,6 +66,29 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     described = flatten(state, "", tensors)
     save_file(tensors, folder / "tensors.safetensors")
     configs.write_json(folder / "trainer.json", {"format": FORMAT, "state": described})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: in the ``step`` of the stage of this number, which began at step ``offset`` of all."""
+
+    stage: int
+    offset: int
+    step: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Progress:
+        """Read it off a trainer's state."""
+        return cls(int(state["stage"]), int(state["offset"]), int(state["running"]["step"]))
+
+
+def progress_of(folder: Path) -> Progress | None:
+    """Return how far the state in ``folder`` is, without its tensors; None where it cannot be read."""
+    try:
+        described = configs.read_json(folder / "trainer.json")["state"]
+        return Progress.of(unflatten(described, defaultdict(lambda: torch.empty(0))))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_state(folder: Path) -> dict[str, Any]:

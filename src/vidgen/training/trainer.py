@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,24 @@ from tqdm import tqdm
 from vidgen import checkpoint, plugins
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import batch_norm
-from vidgen.recipe import Recipe
+from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategy import Strategy
-from vidgen.trainable import Trainable
+from vidgen.trainable import StageRecord, Trainable, TrainingRecord
 from vidgen.training.batches import StepSampler, batches, share_of
 from vidgen.training.descent import Descent
 from vidgen.training.latents import LatentCache
-from vidgen.training.precision import check_precision
+from vidgen.training.precision import computes_bf16, settle_precision
 from vidgen.training.processes import Processes
-from vidgen.training.run import RunFolder
+from vidgen.training.run import RunFolder, begun_precision
 from vidgen.training.running import Running, begin_stage, check_stage
 from vidgen.training.samples import Samples
 from vidgen.training.settings import check_training
-from vidgen.training.state import save_state
+from vidgen.training.state import Progress, save_state
 from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open_trackers
 from vidgen.training.validation import Validation, hold_out
-from vidgen.video.dataset import ClipDataset, open_dataset
+from vidgen.video.dataset import PROCEDURAL, ClipDataset, DataConfig, open_dataset
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer", "resolve", "train"]
 
 logger = logging.getLogger("vidgen")
 
@@ -48,7 +48,8 @@ class Trainer:
         out: folder of the run; if it holds one of the same recipe, training goes on where that stands.
         dataset: the clips, if not those that ``recipe.data`` names.
         strategy: the strategy (or other trainable) to train, a pretrained one, say, instead of a fresh one;
-            the recipe's strategy and model are then its own.
+            the recipe's strategy and model are then its own. Words of the captions that it never learnt are
+            added to its vocabulary.
         trackers: objects that take the log's values, besides those that the recipe names.
         resume: False refuses a folder that already holds a run.
         progress: show a progress bar.
@@ -77,29 +78,40 @@ class Trainer:
         progress: bool = True,
         device: str | None = None,
     ) -> None:
-        check_training(recipe.training)
-        check_trackers(recipe.training.trackers)
         self.config = recipe.training
-        whole = open_dataset(recipe.data) if dataset is None else dataset
-        self.dataset, held_out = hold_out(whole, self.config.validation)
+        self.dataset, held_out = _opened(recipe, dataset, progress)
+        count = len(self.dataset) + (0 if held_out is None else len(held_out))
+        self._data = _data_record(recipe.data, dataset, count)
         if strategy is not None:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(self.config.seed)
+                strategy.adapt(self.dataset)
             recipe = replace(recipe, strategy=strategy.name, model=strategy.config)
+            checkpoint.complete(strategy, seed=self.config.seed)
         else:
             strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
-        self.recipe = recipe
         self.processes = Processes(device)
-        check_precision(self.config.mixed_precision, self.processes.device)
         share_of(self.config.batch_size, self.processes.world)
-        self.strategy = strategy.to(self.processes.device)
         out = Path(out).expanduser()
+        self.config = self._settled(out)
+        self.recipe = replace(recipe, training=self.config)
+        self.strategy = strategy.to(self.processes.device)
         self._prepare(out, held_out)
-        self.folder = RunFolder(out, recipe, resume=resume)
+        self.folder = RunFolder(out, self.recipe, resume=resume, main=self.processes.main)
         self.progress = progress and self.processes.main
         self._own_trackers, self._trackers = tuple(trackers), list[Tracker]()
         self._stop = False
         self._offset = 0  # global step at which the current stage began
+
+    def _settled(self, out: Path) -> TrainingConfig:
+        """Return the settings with one precision for every process, which the run's recipe keeps."""
+        asked, device = self.config.mixed_precision, self.processes.device
+        native = not self.processes.any(not computes_bf16(device))
+        return replace(
+            self.config, mixed_precision=settle_precision(asked, begun_precision(out), device, native=native)
+        )
 
     def _prepare(self, out: Path, held_out: ClipDataset | None) -> None:
         """Make what runs beside the training, and refuse now what would fail later."""
@@ -109,7 +121,7 @@ class Trainer:
             if self.processes.world > 1:
                 for name in stage.components:
                     batch_norm.convert(self.strategy.modules[name])
-        self._descent = Descent(config, self.processes, self._kept)
+        self._descent = Descent(config, self.processes, self.kept)
         self._validation = None if held_out is None else Validation(held_out, config, self.processes)
         self._samples = None
         if not isinstance(self.strategy, Strategy):
@@ -129,18 +141,25 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end and return the folder of the last checkpoint.
 
-        An interrupt (Ctrl-C) ends the current step, saves, and is raised again.
+        An interrupt (Ctrl-C, or the SIGTERM of a batch system) ends the current step, saves, and is raised
+        as ``KeyboardInterrupt``.
 
         Raises:
             TrainingError: a loss or gradient is not finite; the last checkpoint stays as it was.
+            RunFolderError: another process trains in the folder.
             CheckpointError: the folder cannot be written (a full disk, say).
         """
+        with self.folder.held() if self.processes.main else nullcontext():
+            return self._run()
+
+    def _run(self) -> Path:
         self.processes.wait()  # all have opened the folder
         if self.processes.main:
             self.folder.clean()
         self.processes.wait()
         state = self.folder.load()
-        step = 0 if state is None else int(state["offset"]) + int(state["running"]["step"])
+        progress = None if state is None else Progress.of(state)
+        step = 0 if progress is None else progress.offset + progress.step
         if self.processes.main:
             self.folder.cut_log(step)
             opened = open_trackers(self.config.trackers, self.folder.folder, step=step)
@@ -172,6 +191,8 @@ class Trainer:
         for module in self.strategy.modules.values():
             module.eval()
         self.strategy.finish(self.dataset)
+        last = len(self.strategy.stages()) - 1
+        self.strategy.training_record = self._record(last, self.config.steps, finished=True)
         if self.processes.main:
             checkpoint.save_strategy(self.strategy, self.folder.checkpoint(self.folder.steps()[-1]) / "model")
         self.processes.wait()
@@ -229,7 +250,7 @@ class Trainer:
         if self._stop or (not done and running.step % self.config.checkpoint_every == 0):
             self._save(running, number)
         if self._stop:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"{self.kept()}; started again, the training goes on from there")
 
     def _due(self, running: Running, every: int) -> bool:
         return running.step % every == 0 or running.step == self.config.steps
@@ -249,9 +270,20 @@ class Trainer:
             if isinstance(tracker, VideoTracker):
                 tracker.log_video("samples", grid, step)
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """Say in a sentence what is saved."""
         steps = self.folder.steps()
         return f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was written yet"
+
+    def _record(self, number: int, step: int, *, finished: bool = False) -> TrainingRecord:
+        """Return how far the training is in ``step`` of the stage of this number."""
+        names = [stage.name for stage in self.strategy.stages()]
+        total = self.config.steps
+        done = [total if i < number else step if i == number else 0 for i in range(len(names))]
+        stages = tuple(StageRecord(name, count, total) for name, count in zip(names, done, strict=True))
+        whole = all(stage.step >= stage.steps for stage in stages)
+        finished = finished or (whole and type(self.strategy).finish is Trainable.finish)
+        return TrainingRecord(stages, finished, self._data)
 
     def _finish_stage(self, running: Running, number: int) -> None:
         """Save, then go on with the averaged weights: later stages build on them."""
@@ -264,6 +296,7 @@ class Trainer:
     def _save(self, running: Running, number: int) -> None:
         """Write a checkpoint: the averaged strategy, and the exact state."""
         running.share_logs(self.processes)
+        self.strategy.training_record = self._record(number, running.step)
         if self.processes.main:
 
             def write(folder: Path) -> None:
@@ -289,24 +322,58 @@ class Trainer:
         for name, weights in state["weights"].items():
             self.strategy.modules[name].load_state_dict(weights)
         running.load_state_dict(state["running"], self.processes.device)
-        logger.info("resumed stage %r at step %d", running.stage.name, running.step)
+        name, steps = running.stage.name, self.config.steps
+        logger.info("resumed stage %r at step %d of %d", name, running.step, steps)
 
     @contextmanager
     def _graceful_interrupt(self) -> Iterator[None]:
-        """Let the first Ctrl-C end the current step; the second one is immediate."""
+        """Let the first Ctrl-C or SIGTERM end the current step; the second one is immediate."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(*_: Any) -> None:
             self._stop = True
-            signal.signal(signal.SIGINT, previous)
+            restore()
 
-        previous = signal.signal(signal.SIGINT, stop)
+        def restore() -> None:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
+
+        # A handler that Python did not set (None) could not be put back.
+        kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(kind) is not None]
+        previous = {kind: signal.signal(kind, stop) for kind in kinds}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            restore()
+
+
+def _opened(recipe: Recipe, own: ClipDataset | None, progress: bool) -> tuple[ClipDataset, ClipDataset | None]:
+    """Check the settings, and return the clips to train on and those to validate on."""
+    check_training(recipe.training)
+    check_trackers(recipe.training.trackers)
+    whole = open_dataset(recipe.data, progress=progress) if own is None else own
+    return hold_out(whole, recipe.training.validation)
+
+
+def resolve(recipe: Recipe, *, progress: bool = True) -> Recipe:
+    """Return ``recipe`` with what only its data tell, as a run keeps it; nothing is written.
+
+    Raises:
+        VideoError, UnknownNameError, MissingDependencyError, InvalidArgumentError: see ``Trainer``.
+    """
+    dataset, _ = _opened(recipe, None, progress)
+    strategy_class = plugins.load_trainable(recipe.strategy)
+    return replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
+
+
+def _data_record(config: DataConfig, own: ClipDataset | None, count: int) -> dict[str, Any]:
+    """Return in plain values what is trained on; of a folder its name alone, since checkpoints are shared."""
+    if own is not None:
+        return {"name": type(own).__name__, "videos": count}
+    name = config.path if config.path in PROCEDURAL else Path(config.path).expanduser().resolve().name
+    return {"name": name, "videos": count}
 
 
 def train(recipe: Recipe, out: str | Path, **arguments: Any) -> Path:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.video.checks import printable
 from vidgen.video.draws import digest
 
 __all__ = ["ClipBatch", "ClipDataset", "ClipSample", "ClipSubset", "ClipView", "collate", "split"]
@@ -200,6 +201,7 @@ class ClipDataset(Dataset[ClipSample], ABC):
 
     def report_broken(self, name: str, reason: str) -> None:
         """Count ``name`` as broken and say so, once."""
+        name, reason = printable(name), printable(reason)
         if name not in self.broken:
             self.broken[name] = reason
             logger.warning("skipping %s: %s", name, reason)

@@ -16,10 +16,20 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
 
-__all__ = ["ColorInfo", "FrameConverter", "Orientation", "Resample", "color_of", "orientation_of"]
+__all__ = [
+    "ColorInfo",
+    "FrameConverter",
+    "Orientation",
+    "Resample",
+    "color_of",
+    "orientation_of",
+    "over_white",
+    "to_rgb",
+]
 
 Resample = Literal["bicubic", "bilinear", "area"]
 _FILTERS = {
@@ -112,6 +122,59 @@ def color_of(frame: VideoFrame) -> ColorInfo:
     return ColorInfo("bt709" if hd else "bt601", full, True)
 
 
+def _matrix(color: ColorInfo) -> dict[str, Any]:
+    """What swscale has to be told to read samples of ``color``."""
+    if color.matrix == "rgb":
+        return {}
+    return {
+        "src_colorspace": _SPACES[color.matrix],
+        "src_color_range": ColorRange.JPEG if color.full_range else ColorRange.MPEG,
+        "dst_color_range": ColorRange.JPEG,
+    }
+
+
+def _opaque(frame: VideoFrame, reformatter: VideoReformatter) -> VideoFrame:
+    """Lay a frame with transparent parts over white, at its own size: no hidden colour bleeds out."""
+    picture = reformatter.reformat(frame, format="rgba", threads=1, **_matrix(color_of(frame)))
+    rgba = picture.to_ndarray().astype(np.uint8, copy=False)
+    if frame.format.has_palette and not rgba[..., 3].any():
+        rgba[..., 3] = 255  # a palette that knows nothing of transparency
+    return VideoFrame.from_ndarray(over_white(rgba), format="rgb24")
+
+
+def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay pixels ``(h, w, 4)`` with straight alpha over white; ``(h, w, 3)``."""
+    if (rgba[..., 3] == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed: NDArray[np.uint8] = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return mixed
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as 8-bit RGB: transparent parts over white, 16-bit grey scaled and not clipped."""
+    if picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        return _from_wide(picture)
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        return Image.fromarray(over_white(np.asarray(picture.convert("RGBA"))))
+    return picture.convert("RGB")
+
+
+def _from_wide(picture: Image.Image) -> Image.Image:
+    """Grey of 32 bits: whole numbers up to 255 or 65535 by what they hold, floats in [0, 1] or [0, 255]."""
+    grey = np.asarray(picture).astype(np.float64)
+    top = next((top for top in ((1, 255) if picture.mode == "F" else (255, 65535)) if grey.max() <= top), None)
+    if top is None or not grey.min() >= 0:
+        raise InvalidArgumentError(
+            f"a grey picture of mode {picture.mode} holds values from {grey.min():g} to {grey.max():g}; "
+            f"expected 0 to {'1 or 255' if picture.mode == 'F' else '65535'}. Scale it first."
+        )
+    return Image.fromarray((grey * (255 / top)).round().astype(np.uint8)).convert("RGB")
+
+
 class FrameConverter:
     """Writes decoded frames as upright 8-bit RGB, resized in the same pass.
 
@@ -149,14 +212,11 @@ class FrameConverter:
         height, width = out.shape[:2]
         if orientation.transpose:
             height, width = width, height
+        if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
+            frame = _opaque(frame, self._reformatter)
         color = color_of(frame)
-        matrix: dict[str, Any] = {}
-        if color.matrix != "rgb":
-            matrix["src_colorspace"] = _SPACES[color.matrix]
-            matrix["src_color_range"] = ColorRange.JPEG if color.full_range else ColorRange.MPEG
-            matrix["dst_color_range"] = ColorRange.JPEG
         rgb = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=self._filter, threads=1, **matrix
+            frame, width, height, "rgb24", interpolation=self._filter, threads=1, **_matrix(color)
         )
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.video.parts import part_beside
 from vidgen.video.synthetic import ShapesSource
 from vidgen.video.writer import VideoWriter
 
@@ -44,7 +44,7 @@ def write_folder(
     if not 1 <= number <= len(dataset):
         raise InvalidArgumentError(f"{count=}; the data has {len(dataset)} videos, give 1 to that.")
     _check_target(target, suffix)
-    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
+    part = part_beside(target)
     try:
         (part / "truth").mkdir(parents=True)
         for index in tqdm(range(number), "writing", unit="video", disable=not progress):

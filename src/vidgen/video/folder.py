@@ -20,19 +20,19 @@ from tqdm import tqdm
 
 from vidgen.errors import InvalidArgumentError, VideoError
 from vidgen.video.captions import CaptionSpan, load_captions
-from vidgen.video.checks import check_name
+from vidgen.video.checks import check_name, printable
 from vidgen.video.clips import ClipDataset, ClipSample, ClipView, logger
 from vidgen.video.draws import Draws, digest
 from vidgen.video.index import FrameIndex
-from vidgen.video.index_cache import IndexCache, VideoRecord, content_hash
+from vidgen.video.index_cache import FileStamp, IndexCache, VideoRecord, content_hash
+from vidgen.video.listing import SUFFIXES, find_videos, list_videos
+from vidgen.video.rates import rate_problems
 from vidgen.video.reader import VideoReader
 from vidgen.video.transforms import CROPS, crop_box, may_mirror, scaled_size, to_clip
 
 __all__ = ["SUFFIXES", "ClipItem", "VideoFolder", "find_videos"]
 
-SUFFIXES = frozenset({".mp4", ".m4v", ".webm", ".mkv", ".mov", ".avi", ".gif"})
-
-LOOK = 1
+LOOK = 2
 """Raised whenever the same view of the same file comes to be read with other pixels."""
 
 _parse = lru_cache(maxsize=64)(FrameIndex.from_json)
@@ -63,40 +63,13 @@ class _Cut:
     mirror: bool
 
 
-def find_videos(root: Path) -> list[str]:
-    """Return the videos in ``root``, at any depth, as sorted relative posix paths.
-
-    Hidden files and folders are left out. Raises VideoError for a missing folder or one without
-    videos.
-    """
-    if not root.is_dir():
-        kind = "is a file" if root.exists() else "does not exist"
-        raise VideoError(f"{root} {kind}; give a folder of videos.")
-    found = []
-    seen = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    if not found:
-        raise VideoError(
-            f"{root} holds no video; expected files that end in {', '.join(sorted(SUFFIXES))}, at any depth."
-        )
-    return sorted(found)
-
-
 class VideoFolder(ClipDataset):
     """Random clips of the videos in a folder of any depth; see ``captions.load_captions``.
 
     Each index is a video or, with caption ranges, a captioned part of one; a clip lies within it.
     ``broken`` maps each file that cannot be read to the reason, ``short`` lists what is shorter
-    than a clip, and ``problems`` what does not fit in the captions. Each is logged once.
+    than a clip, ``left_out`` counts the files that are no videos by suffix, and ``problems`` says what
+    does not fit in captions and frame rates. Each is logged once.
     """
 
     def __init__(
@@ -130,13 +103,15 @@ class VideoFolder(ClipDataset):
         _check_numbers(clip_length, stride, self.size, fps, workers)
         self.root, self.seed, self.crop, self.flip = Path(root), seed, crop, flip
         self.clip_length, self.stride, self.fps = clip_length, stride, fps
-        videos = find_videos(self.root)
+        listing = list_videos(self.root)
+        videos, self.left_out = listing.videos, dict(listing.left_out)
         self.captions = load_captions(self.root, videos, captions)
-        self.classes, self.problems = self.captions.classes, list(self.captions.problems)
+        self.classes, self.problems = self.captions.classes, [*listing.problems, *self.captions.problems]
         cache = IndexCache(None if cache_dir is None else Path(cache_dir))
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._stamps: dict[str, FileStamp] = {}
         self.records = self._index(videos, cache, workers, progress)
         self.short: list[str] = []
+        self._uneven: list[str] = []
         self.items = self._cut()
         self._report()
 
@@ -145,11 +120,11 @@ class VideoFolder(ClipDataset):
     ) -> dict[str, VideoRecord]:
         """Learn each video's frames, from the cache or from the file."""
 
-        def look(video: str) -> VideoRecord | VideoError:
+        def look(video: str) -> VideoRecord | Exception:
             try:
-                self._stamps[video] = _stamp(self.root / video)  # first, so that no change goes unseen
-                return _record(self.root / video, cache)
-            except VideoError as error:
+                self._stamps[video], record = _record(self.root / video, cache)
+                return record
+            except Exception as error:  # whatever is odd about a file, the others are not
                 return error
 
         records: dict[str, VideoRecord] = {}
@@ -157,8 +132,8 @@ class VideoFolder(ClipDataset):
             found = pool.map(look, videos)
             bar = tqdm(found, "indexing", len(videos), unit="file", disable=not progress)
             for video, result in zip(videos, bar, strict=True):
-                if isinstance(result, VideoError):
-                    self.report_broken(video, str(result))
+                if isinstance(result, Exception):
+                    self.report_broken(video, _reason(result))
                 else:
                     records[video] = result
         return records
@@ -168,6 +143,8 @@ class VideoFolder(ClipDataset):
         items = []
         for video, record in self.records.items():
             index = FrameIndex.from_json(record.frame_index)
+            if index.variable_rate:
+                self._uneven.append(video)
             label = self.captions.labels.get(video, -1)
             for span in self.captions.spans[video]:
                 start, stop = self._frames_of(span, index, video)
@@ -210,6 +187,11 @@ class VideoFolder(ClipDataset):
 
     def _report(self) -> None:
         """Log what was left out, or raise VideoError if that is everything."""
+        if self.clip_length > 1:  # a single frame has no speed
+            self.problems += rate_problems(self.records, self._uneven, self.fps)
+        if self.left_out:
+            others = ", ".join(f"{count} x {suffix}" for suffix, count in self.left_out.items())
+            logger.info("left out in %s, being no videos: %s", self.root, others)
         for problem in self.problems:
             logger.warning("%s", problem)
         if not self.records:
@@ -234,6 +216,11 @@ class VideoFolder(ClipDataset):
                 self.root,
                 wanted,
                 self.short[0],
+            )
+        if self.clip_length > 1:
+            rate = self._view(0, 0)[0].fps
+            logger.info(
+                "clips of %s, %.3g s each (%.4g frames per second)", wanted, self.clip_length / rate, rate
             )
 
     def __len__(self) -> int:
@@ -292,8 +279,8 @@ class VideoFolder(ClipDataset):
         """Say whether ``video`` still holds what it held when the folder was opened."""
         path = self.root / video
         try:
-            stamp = _stamp(path)
-            if stamp != self._stamps[video]:
+            stamp, known = FileStamp.of(path), self._stamps[video]
+            if stamp != known or not known.settled:
                 if content_hash(path) != self.records[video].key:
                     return False
                 self._stamps[video] = stamp  # only touched
@@ -317,9 +304,12 @@ class VideoFolder(ClipDataset):
             # One decoder thread: parallelism comes from the workers of a DataLoader.
             with VideoReader(self.root / video, index=index, size=scaled, threads=1) as reader:
                 return reader.read_frames(frames)
-        except VideoError as error:
-            self.report_broken(video, str(error))
-            raise
+        except Exception as error:  # as when indexing
+            reason = _reason(error)
+            self.report_broken(video, reason)
+            if isinstance(error, VideoError):
+                raise
+            raise VideoError(f"{printable(video)}: {reason}") from error
 
     def content_key(self, index: int) -> str:
         """Name the file behind ``index`` by its content."""
@@ -341,32 +331,28 @@ class VideoFolder(ClipDataset):
             "fps": dict(Counter(f"{r.fps:.4g}" for r in records).most_common()),
             "short": list(self.short),
             "problems": list(self.problems),
+            "left_out": dict(self.left_out),
             "caption_mode": self.captions.mode,
             "uncaptioned": sum(not text for text in texts),
             "captions": list(dict.fromkeys(text for text in texts if text))[:5],
         }
 
 
-def _record(path: Path, cache: IndexCache) -> VideoRecord:
+def _record(path: Path, cache: IndexCache) -> tuple[FileStamp, VideoRecord]:
     """Return what is known of ``path``, reading its packets if its content is new."""
-    key = content_hash(path)
+    stamp, key = cache.identify(path)
     record = cache.load(key)
     if record is None:
         with VideoReader(path, threads=1) as reader:
-            info, index = reader.info, reader.index
-            fps, text = float(info.fps), index.to_json()
-            record = VideoRecord(key, len(index), fps, info.duration, info.height, info.width, text)
-        cache.store(record)
-    return record
+            record = VideoRecord.of(key, reader.index, reader.info.height, reader.info.width)
+        if stamp == FileStamp.of(path):  # else what was read may be another content
+            cache.store(record)
+    return stamp, record
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return what tells cheaply that a file was written to: its size and date."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise VideoError(f"cannot read {path}: {error.strerror or error}.") from error
-    return found.st_size, found.st_mtime_ns
+def _reason(error: Exception) -> str:
+    """Return why a file cannot be read; an error that nobody foresaw says of what kind it is."""
+    return str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
 
 
 def _check_numbers(
@@ -375,8 +361,8 @@ def _check_numbers(
     """Raise InvalidArgumentError for a number that no clip can have."""
     if min(clip_length, stride, workers, *size) < 1:
         raise InvalidArgumentError(f"{clip_length=}, {stride=}, {size=} and {workers=} must all be 1 or more.")
-    if fps is not None and not (fps > 0 and stride == 1):
+    if fps is not None and not (0 < fps < math.inf and stride == 1):
         raise InvalidArgumentError(
-            f"{fps=} with {stride=}: fps must be above 0 and already says how far apart frames "
+            f"{fps=} with {stride=}: fps must be a number above 0 and already says how far apart frames "
             "are; leave stride at 1."
         )

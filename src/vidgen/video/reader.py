@@ -2,7 +2,7 @@
 
 A reader looks frames up in a ``FrameIndex``, seeks to the keyframe before the first one wanted,
 decodes forward from there and converts to RGB only the frames it was asked for. Frames that
-follow the last ones read continue the running decoder instead of seeking.
+follow the last ones read up to the next keyframe continue the running decoder instead of seeking.
 
 HDR transfer curves (PQ, HLG) are not tone-mapped, interlaced frames not deinterlaced, and pixels
 of unequal sides not stretched.
@@ -10,10 +10,12 @@ of unequal sides not stretched.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +24,12 @@ from typing import Literal, get_args
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video.checks import check_name
 from vidgen.video.color import (
     ColorInfo,
     FrameConverter,
@@ -37,13 +38,15 @@ from vidgen.video.color import (
     color_of,
     orientation_of,
 )
+from vidgen.video.decoding import Damage, VideoPacket, count_frames, decode, open_video, stamp
 from vidgen.video.index import FrameIndex, Keyframe, build_index
 
-__all__ = ["FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
+__all__ = ["Damaged", "FrameIndex", "ThreadType", "VideoInfo", "VideoReader", "probe"]
 
+logger = logging.getLogger("vidgen.video")
+
+Damaged = Literal["error", "skip"]
 ThreadType = Literal["AUTO", "FRAME", "SLICE", "NONE"]
-# A keyframe fewer frames ahead than this is reached sooner by decoding on than by seeking.
-_DECODE_ON = 8
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,14 @@ def probe(path: str | os.PathLike[str], *, exact: bool = True) -> VideoInfo:
     if exact:
         with VideoReader(path) as reader:
             return reader.info
-    container, stream = _open(Path(path))
+    container, stream = open_video(Path(path))
     with container:
         size = stream.codec_context.width, stream.codec_context.height
-        frame = next(_decode(container.demux(stream), str(path)), None)
+        damage = Damage()
+        frame = next(decode(container.demux(stream), None, damage), None)
         if frame is None:
-            raise VideoError(f"{path}: the video stream has zero frames.")
+            reason = f" that can be decoded ({damage.reason})" if damage.reason else ""
+            raise VideoError(f"{path}: the video stream has zero frames{reason}.")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         duration = _header_duration(container, stream)
         count = stream.frames or max(round(duration * rate), 1)
@@ -121,6 +126,8 @@ class VideoReader:
             core) for long runs of large frames.
         thread_type: ``"SLICE"`` starts at once; ``"FRAME"`` is faster over many frames and decodes
             ahead by one frame per thread; ``"AUTO"`` allows both; ``"NONE"`` neither.
+        damaged: ``"error"`` refuses frames that are damaged; ``"skip"`` shows the last good frame
+            before them instead (or the first good one), says so once, and counts in ``skipped``.
 
     Raises:
         VideoError: the file is missing, is no video, or is broken.
@@ -137,35 +144,40 @@ class VideoReader:
         accurate: bool = False,
         threads: int = 1,
         thread_type: ThreadType = "AUTO",
+        damaged: Damaged = "error",
     ) -> None:
         if threads < 0:
             raise InvalidArgumentError(f"threads={threads} is negative; 0 means one per core.")
         if thread_type not in get_args(ThreadType):
             raise UnknownNameError("thread type", str(thread_type), get_args(ThreadType))
+        check_name("way to treat damaged frames", damaged, get_args(Damaged))
+        self.damaged = damaged
+        self.skipped: set[int] = set()
+        """Numbers of the damaged frames that were met so far and skipped."""
+        self._unusable: set[int] = set()  # keyframes that are none
+        self._lenient: set[int] = set()  # keyframes from where minor errors are no damage
         self.path = Path(path)
         self._converter = FrameConverter(size, resample, accurate)
         self._threads, self._thread_type = threads, thread_type
         self._orientation: Orientation | None = None
         self._info: VideoInfo | None = None
-        self._frames: Iterator[VideoFrame] | None = None
+        self._run: _Run | None = None
         self._closed = False
-        self._next = 0  # first frame that the running decoder has not passed
         self._container, self._stream = self._reopen()
         if index is None:
             index = self._build_index()
         self.index = index
 
-    def _reopen(self) -> tuple[InputContainer, VideoStream]:
-        container, stream = _open(self.path)
+    def _reopen(self, strict: bool = True) -> tuple[InputContainer, VideoStream]:
+        container, stream = open_video(self.path, strict)
         stream.thread_count, stream.thread_type = self._threads, self._thread_type
         # The header's size, so that a stream that changes size half-way gives frames of one size.
         self._coded = (stream.codec_context.width, stream.codec_context.height)
-        self._frames = None
         return container, stream
 
     def _build_index(self) -> FrameIndex:
         try:
-            return build_index(self._container, self._stream, str(self.path))
+            return build_index(self._container, self._stream, str(self.path), partial(count_frames, self.path))
         except BaseException:
             self._container.close()
             raise
@@ -197,7 +209,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file; harmless when closed already."""
-        self._closed, self._frames = True, None
+        self._closed, self._run = True, None
         self._container.close()
 
     def read(self, start: int, count: int, stride: int = 1) -> UInt8[np.ndarray, "f h w 3"]:
@@ -289,119 +301,141 @@ class VideoReader:
             raise VideoError(f"{self.path}: cannot convert to RGB: {error.strerror}.") from error
 
     def _decoded(self, number: int) -> VideoFrame:
-        """Frame ``number``, decoded, from the running decoder or after a seek."""
+        """Frame ``number``, or the good one that stands for it where damage is skipped."""
+        try:
+            return self._good(number)
+        except VideoError as error:
+            if self._closed or self.damaged == "error":
+                raise
+            return self._instead(number, error)
+
+    def _instead(self, number: int, error: VideoError) -> VideoFrame:
+        """The last good frame before ``number``, or else the first after it; counts the skip."""
+        if not self.skipped:
+            logger.warning("%s Damaged frames are skipped: the one before is shown.", error)
+        self.skipped.add(number)
+        for other in (*range(number - 1, -1, -1), *range(number + 1, len(self.index))):
+            if other in self.skipped:
+                continue
+            try:
+                return self._good(other)
+            except VideoError:
+                self.skipped.add(other)
+        raise error
+
+    def _good(self, number: int) -> VideoFrame:
+        """Frame ``number``, decoded from its keyframe on, by the running decoder or after a seek.
+
+        Each frame is decoded from the same keyframe however it was come by, so that what is read of a
+        damaged file too depends on the file alone.
+        """
         if self._closed:
             raise VideoError(f"{self.path}: the reader is closed; open a new one to read again.")
-        key = self.index.keyframe_before(number)
-        key_pts = self.index.keyframes[key][0]
-        ahead = self.index.frame_at(key_pts) > self._next + _DECODE_ON
-        frames = self._frames
-        if frames is None or number < self._next or ahead:
-            frames = _decode(self._packets_from(key), str(self.path))
-            if self.index.counted:
-                frames = _stamp(frames, self.index.pts)
-        self._frames = None  # if anything goes wrong below, the next read seeks anew
-        wanted = self.index.pts[number]
-        for frame in frames:
-            if frame.pts is None or frame.pts < wanted:
-                continue
-            if frame.pts > wanted:
-                break
-            self._frames, self._next = frames, number + 1
+        run = self._run_to(number)
+        frame = _advance(run, self.index.pts[number])
+        if frame is None and run.strict and run.damage.early:
+            # An open group of pictures: frames may name others from before the keyframe, without need.
+            self._lenient.add(run.key)
+            frame = _advance(self._run_to(number, anew=True), self.index.pts[number])
+        run = self._run or run
+        if frame is None and run.damage.reason and self._threads != 1:
+            self._threads = 1  # with more, the decoder tells of damage a few frames late
+            frame = _advance(self._run_to(number, anew=True), self.index.pts[number])
+        if frame is not None:
             return frame
+        reason = f" ({run.damage.reason})" if run.damage.reason else ", or the index is another file's"
         raise VideoError(
-            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: "
-            "the file is damaged there, or the index is another file's."
+            f"{self.path}: frame {number} (at {self.index.time(number):.3f} s) cannot be decoded: the file is "
+            f"damaged there{reason}."
         )
 
-    def _packets_from(self, key: int) -> Iterator[Packet[VideoStream]]:
-        """Packets from keyframe ``key`` on, or from an earlier one if seeking lands there."""
-        target = self.index.keyframes[key]
-        back = 1
-        while not self.index.counted:
-            for timestamp in self.index.keyframes[key]:
-                packets = self._seek(timestamp, target)
-                if packets is not None:
-                    return packets
-            if key == 0:
-                break
-            key, back = max(key - back, 0), back * 2
-        # Formats without a usable seek, or frames that have to be counted: from the start of the file.
+    def _run_to(self, number: int, anew: bool = False) -> _Run:
+        """The decoder that runs, if frame ``number`` is ahead of it from the same keyframe, or a new one."""
+        key = self.index.keyframe_before(number)
+        while True:
+            while key in self._unusable:
+                key -= 1
+            run, wanted = self._run, self.index.pts[number]
+            if run is not None and not anew and run.key == key and wanted >= run.reached:
+                return run
+            found = self._seek_run(key) if key > 0 else self._first_run()
+            if found is not None:
+                self._run = found
+                return found
+            self._unusable.add(key)
+
+    def _first_run(self) -> _Run:
+        """Decode from the start of the file, which gives more than keyframe 0 does: palettes, say."""
+        self._run = None
         self._container.close()
-        self._container, self._stream = self._reopen()
-        return self._container.demux(self._stream)
+        self._container, self._stream = self._reopen(strict=0 not in self._lenient)
+        packets, damage = self._container.demux(self._stream), Damage()
+        if self.index.counted:
+            return _Run(0, stamp(decode(packets, None, damage), self.index.pts), damage, True)
+        first = self.index.keyframes[0][0]
+        return _Run(0, decode(packets, first, damage), damage, 0 not in self._lenient)
 
-    def _seek(self, timestamp: int, target: Keyframe) -> Iterator[Packet[VideoStream]] | None:
-        """Packets from a keyframe no later than ``target``; None if the seek overshot."""
-        try:
-            self._container.seek(timestamp, stream=self._stream, backward=True)
-            packets = self._container.demux(self._stream)
-            for packet in packets:
-                if packet.is_keyframe and packet.pts is not None:
-                    return chain([packet], packets) if packet.pts <= target[0] else None
-        except av.error.FFmpegError:
+    def _seek_run(self, key: int) -> _Run | None:
+        """Decode from keyframe ``key``; None if it is no place to start, and then all is as before."""
+        container, stream = self._container, self._stream
+        strict = key not in self._lenient
+        if self._run is not None or not strict:  # what runs may be needed still
+            container, stream = self._reopen(strict)
+        first, damage = self.index.keyframes[key][0], Damage()
+        packets = _packets_from(container, stream, self.index.keyframes[key])
+        frames = iter(()) if packets is None else decode(packets, first, damage)
+        frame = next(frames, None)
+        # Flags of keyframes may lie: only a picture at the right time that the decoder calls one counts.
+        if frame is None or frame.pts != first or not frame.key_frame:
+            if container is not self._container:
+                container.close()
             return None
-        return None
+        if container is not self._container:
+            self._container.close()
+            self._container, self._stream = container, stream
+        return _Run(key, chain([frame], frames), damage, strict)
 
 
-def _open(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open ``path`` and choose its video stream, or say what is wrong with it."""
-    if path.is_dir():
-        raise VideoError(
-            f"{path} is a folder, not a video file. A folder of PNG frames that vidgen wrote is "
-            "read by Video.load."
-        )
-    if not path.exists():
-        raise VideoError(f"{path}: no such file.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes).")
-    try:
-        container = av.open(os.fspath(path), "r")
-    except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(
-            f"{path}: not a video, or truncated beyond repair ({reason}). Expected a file that "
-            "FFmpeg can open, such as mp4, webm, mkv, avi or gif."
-        ) from error
-    try:
-        return container, _video_stream(container, path)
-    except BaseException:
-        container.close()
-        raise
+@dataclass
+class _Run:
+    """A decoder at work: since keyframe ``key``, and past all frames before ``reached``."""
+
+    key: int
+    frames: Iterator[VideoFrame]
+    damage: Damage
+    strict: bool
+    reached: int = -(1 << 63)
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    names = container.format.name
-    if names in ("image2", "tty") or names.endswith("_pipe"):
-        raise VideoError(f"{path}: a text or a still picture ({names}), not a video.")
-    pictures = Disposition.attached_pic  # cover art of music files
-    streams = [s for s in container.streams.video if not s.disposition & pictures]
-    if not streams:
-        kinds = " and ".join(sorted({str(s.type) for s in container.streams}))
-        found = f"only {kinds}" if kinds else "it has zero frames of anything"
-        raise VideoError(f"{path}: no video in it, {found}. Expected a file with a video stream.")
-    best = max(streams, key=lambda s: s.codec_context.width * s.codec_context.height)
-    if not best.codec_context.width or best.codec_context.pix_fmt is None:
-        raise VideoError(
-            f"{path}: the video stream has zero frames or is damaged: its picture size and format "
-            "cannot be found."
-        )
-    return best
+def _advance(run: _Run, wanted: int) -> VideoFrame | None:
+    """Decode on to the frame at ``wanted``; None if the decoder gives none there that is good."""
+    run.reached = wanted + 1
+    for frame in run.frames:
+        if frame.pts is None or frame.pts < wanted:
+            continue
+        if frame.pts > wanted:
+            run.frames = chain([frame], run.frames)  # good for later
+            break
+        return frame
+    return None
 
 
-def _decode(packets: Iterator[Packet[VideoStream]], name: str) -> Iterator[VideoFrame]:
-    try:
-        for packet in packets:
-            yield from packet.decode()
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: damaged: a frame cannot be decoded ({error.strerror}).") from error
-
-
-def _stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFrame]:
-    """Give frames that are decoded from the start the timestamps of the index, one by one."""
-    for frame, stamp in zip(frames, pts, strict=False):
-        frame.pts = stamp
-        yield frame
+def _packets_from(
+    container: InputContainer, stream: VideoStream, target: Keyframe
+) -> Iterator[VideoPacket] | None:
+    """Packets from keyframe ``target`` on; None if seeking does not lead there."""
+    for timestamp in target:
+        try:
+            container.seek(timestamp, stream=stream, backward=True)
+            packets = container.demux(stream)
+            for packet in packets:
+                if packet.pts == target[0] and packet.is_keyframe:
+                    return chain([packet], packets)
+                if packet.is_keyframe and packet.pts is not None and packet.pts > target[0]:
+                    break
+        except av.error.FFmpegError:
+            continue
+    return None
 
 
 def _header_duration(container: InputContainer, stream: VideoStream) -> float:

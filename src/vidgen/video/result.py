@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vidgen.errors import InvalidArgumentError, VideoError
-from vidgen.video.reader import VideoReader
-from vidgen.video.writer import VideoWriter, read_record
+from vidgen.video.color import to_rgb
+from vidgen.video.reader import Damaged, VideoReader
+from vidgen.video.writer import VideoWriter, noted_rate, read_record
 
 __all__ = ["Video"]
 
 _NOTEBOOK_WIDTH = 320
+_LARGEST = 16 << 30
+"""Bytes of pixels that are loaded at once."""
+# A name in the folder itself, with one number.
+_PATTERN = re.compile(r"([^/\\%\x00]|%%)*%0?[0-9]{0,2}[di]([^/\\%\x00]|%%)*\.png", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,23 +105,32 @@ class Video:
         return f"Video({size}, {self.fps:g} fps, {self.duration:.2f} s)"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Video:
+    def load(cls, path: str | os.PathLike[str], *, damaged: Damaged = "error") -> Video:
         """Read a whole video file, or a folder of PNG files that ``save`` wrote.
 
         Frames of a file with a variable rate are all kept and take its average rate.
 
+        Args:
+            path: the file or folder.
+            damaged: ``"error"`` or ``"skip"``: what to do about damaged frames; see ``VideoReader``.
+
         Raises:
-            VideoError: the file is missing, is no video, or is broken.
+            VideoError: the file is missing, is no video, is broken, or is too large for memory.
         """
         path = Path(path)
         record: dict[str, Any] = read_record(path) if path.exists() else {}
         if path.is_dir():
-            return cls(_read_folder(path, record), float(Fraction(record["fps"])), record["vidgen"])
-        with VideoReader(path, threads=0) as reader:
+            frames, rate = _read_folder(path, record), noted_rate(record, path)
+            if rate is None:
+                raise VideoError(f'{path}: its metadata.json lacks the rate, "fps"; write it again.')
+            return cls(frames, float(rate), record["vidgen"])
+        with VideoReader(path, threads=0, damaged=damaged) as reader:
+            _check_memory(path, len(reader), reader.info.height, reader.info.width)
             frames, fps = reader.read(0, len(reader)), reader.index.fps
-        noted = Fraction(record.get("fps", fps))
+        noted = noted_rate(record, path)
         # A GIF rounds each frame to hundredths of a second; the note has the rate that was meant.
-        fps = noted if abs(noted - fps) < fps / 20 else fps
+        if noted is not None and abs(noted - fps) < fps / 20:
+            fps = noted
         return cls(frames, float(fps), record.get("vidgen", {}))
 
     def save(
@@ -274,15 +288,40 @@ def _numbered(frames: NDArray[Any], labels: Sequence[str]) -> list[NDArray[Any]]
     return tiles
 
 
+def _check_memory(path: Path, num_frames: int, height: int, width: int) -> None:
+    """Refuse what a file of a few kilobytes may ask for."""
+    size = num_frames * height * width * 3
+    if size > _LARGEST:
+        raise VideoError(
+            f"{path}: {num_frames} frames of {height} x {width} (height x width) take {size / 2**30:.0f} GiB; "
+            f"Video.load holds up to {_LARGEST / 2**30:.0f}. Read the frames that you need with VideoReader."
+        )
+
+
 def _read_folder(path: Path, record: Mapping[str, Any]) -> NDArray[np.uint8]:
+    pattern, count = record.get("pattern"), record.get("num_frames")
     try:
-        names = [str(record["pattern"]) % k for k in range(int(record["num_frames"]))]
-        frames = []
-        for name in names:
-            with Image.open(path / name) as picture:
-                frames.append(np.asarray(picture.convert("RGB")))
-        return np.stack(frames)
-    except (KeyError, ValueError, TypeError, OSError) as error:
+        if not (isinstance(pattern, str) and _PATTERN.fullmatch(pattern)):
+            raise ValueError(f"the pattern {str(pattern)[:60]!r}, where a name such as %05d.png is expected")
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{str(count)[:20]!r} for the number of frames")
+        lost = next((n for n in range(count) if not (path / (pattern % n)).is_file()), None)
+        if lost is not None:
+            raise ValueError(f"{pattern % lost} is missing")
+        frames: NDArray[np.uint8] | None = None
+        for number in range(count):
+            with Image.open(path / (pattern % number)) as picture:
+                _check_memory(path, count, picture.height, picture.width)
+                if frames is None:
+                    frames = np.empty((count, picture.height, picture.width, 3), np.uint8)
+                if (picture.height, picture.width) != frames.shape[1:3]:
+                    raise ValueError(f"{pattern % number} has another size than the first frame")
+                frames[number] = np.asarray(to_rgb(picture))
+        assert frames is not None  # count is 1 or more
+        return frames
+    except VideoError:
+        raise
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(
             f"{path}: not a complete folder of PNG frames written by vidgen ({error}). Expected "
             "numbered .png files and a metadata.json."

@@ -76,27 +76,43 @@ class CodecEntry:
     lossless_options: Mapping[str, str]
 
 
+# The same frames must give the same video on any machine, run after run. So each encoder works in one
+# thread, which its results depend on otherwise; x264 without its macroblock tree, which reads what it
+# never wrote in frames of a few macroblocks; and x265 on frames of several coding tree units only: with
+# one in a row its results vary, or it writes past its buffers.
+_X265 = "log-level=error:pools=none:frame-threads=1:ctu=32"
+_HEVC_SIDE = 64
+
 CODECS = {
-    "h264": CodecEntry(".mp4", "libx264", 18, 51, {}, "libx264rgb", "rgb24", {"qp": "0", "preset": "medium"}),
+    "h264": CodecEntry(
+        ".mp4",
+        "libx264",
+        18,
+        51,
+        {"mbtree": "0", "threads": "1"},
+        "libx264rgb",
+        "rgb24",
+        {"qp": "0", "preset": "medium", "threads": "1"},
+    ),
     "hevc": CodecEntry(
         ".mp4",
         "libx265",
         20,
         51,
-        {"x265-params": "log-level=error"},
+        {"x265-params": _X265},
         "libx265",
         "gbrp",
-        {"x265-params": "log-level=error:lossless=1"},
+        {"x265-params": f"{_X265}:lossless=1"},
     ),
     "vp9": CodecEntry(
         ".webm",
         "libvpx-vp9",
         24,
         63,
-        {"b": "0", "row-mt": "1", "cpu-used": "3"},
+        {"b": "0", "cpu-used": "3", "threads": "1"},
         "libvpx-vp9",
         "gbrp",
-        {"lossless": "1", "row-mt": "1", "cpu-used": "3"},
+        {"lossless": "1", "cpu-used": "3", "threads": "1"},
     ),
 }
 
@@ -134,12 +150,14 @@ class ContainerSink(Sink):
         chosen = dict(entry.lossless_options if lossless else entry.options)
         if not lossless:
             chosen["crf"] = str(entry.crf if crf is None else crf)
-        flags = {"movflags": "faststart"} if container_format == "mp4" else {}
+        flags = {"fflags": "+bitexact"}  # no random numbers, dates or versions
+        if container_format == "mp4":
+            flags["movflags"] = "faststart"
         self._reformatter = VideoReformatter()
         self._count = 0
-        self._container = av.open(str(path), "w", format=container_format, options=flags)
+        self._container = av.open(f"file:{path}", "w", format=container_format, options=flags)
         self._container.metadata["comment"] = comment
-        self._stream = self._add_stream(encoder, fps, chosen | dict(coding.options))
+        self._stream = self._add_stream(encoder, fps, _merged(chosen, coding.options))
 
     def _add_stream(self, encoder: str, fps: Fraction, options: dict[str, str]) -> VideoStream:
         stream = cast(VideoStream, self._container.add_stream(encoder, rate=fps, options=options))
@@ -157,7 +175,13 @@ class ContainerSink(Sink):
         return stream
 
     def start(self, height: int, width: int) -> None:
-        """Take the frames' size; odd sizes need ``lossless``."""
+        """Take the frames' size; odd sizes need ``lossless``, and HEVC a few pixels."""
+        if self._codec == "hevc" and min(height, width) < _HEVC_SIDE:
+            raise InvalidArgumentError(
+                f"frames of {height} x {width} (height x width): HEVC needs {_HEVC_SIDE} x {_HEVC_SIDE} or "
+                "more, because its encoder gives other pixels each time, or fails, on smaller ones. Leave "
+                "codec out (H.264) or write .webm."
+            )
         if not self._lossless and (height % 2 or width % 2):
             raise InvalidArgumentError(
                 f"frames of {height} x {width} (height x width): lossy {self._codec} stores colour "
@@ -207,7 +231,7 @@ class GifSink(Sink):
         self._path, self._fps, self._comment = path, fps, comment
         self._graph = av.filter.Graph()
         self._count = 0
-        self._container = av.open(str(path), "w", format="gif")
+        self._container = av.open(f"file:{path}", "w", format="gif")
         self._stream = self._container.add_stream("gif", rate=fps)
         self._stream.pix_fmt = "pal8"
 
@@ -280,6 +304,12 @@ class PngSink(Sink):
 
     def abort(self) -> None:
         """Nothing is open."""
+
+
+def _merged(chosen: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Options with those ``given`` over those ``chosen``; lists of an encoder's own are joined."""
+    params = [options["x265-params"] for options in (chosen, given) if "x265-params" in options]
+    return {**chosen, **given} | ({"x265-params": ":".join(params)} if params else {})
 
 
 def _close_quietly(container: OutputContainer) -> None:

@@ -8,11 +8,10 @@ video travel inside it, as JSON (``read_metadata`` gives them back).
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from fractions import Fraction
@@ -25,13 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.video.parts import part_beside, remove
 from vidgen.video.sinks import CODECS, Coding, ContainerSink, GifSink, PngSink, Sink
 
-__all__ = ["VideoWriter", "as_rate", "read_metadata", "read_record"]
+__all__ = ["VideoWriter", "as_rate", "noted_rate", "read_metadata", "read_record"]
 
 _SUFFIXES = (".gif", ".mp4", ".png", ".webm")
 _SIDECAR = "metadata.json"
-_PART_NUMBERS = itertools.count()
+_LONGEST_NOTE = 64 << 20  # bytes
+_RATE = re.compile(r"0*[1-9][0-9]{0,11}(/0*[1-9][0-9]{0,11})?")
 
 
 def as_rate(fps: int | float | Fraction) -> Fraction:
@@ -110,7 +111,7 @@ class VideoWriter:
     def _prepare(self, make: Callable[[], Sink]) -> None:
         if self.path.suffix.lower() == ".png":
             self._target = self.path.parent
-        self._part = _part_beside(self._target)
+        self._part = part_beside(self._target)
         try:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._sink = make()
@@ -181,10 +182,7 @@ class VideoWriter:
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.abort()
-            if self._part.is_dir():
-                shutil.rmtree(self._part)
-            else:
-                self._part.unlink(missing_ok=True)
+            remove(self._part)
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -250,13 +248,30 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise VideoError(f"{path}: no such file.")
     try:
-        with av.open(os.fspath(path), "r", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", "r", metadata_errors="replace") as container:
             if container.format.name == "gif":
                 next(container.decode(video=0), None)  # comments are found on the way
             tags = {key.lower(): value for key, value in container.metadata.items()}
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: not a video or damaged ({error}).") from error
     return _parse(tags.get("comment", ""))
+
+
+def noted_rate(record: Mapping[str, Any], path: Path) -> Fraction | None:
+    """The frames per second that a record of ``read_record`` notes; None if it notes none.
+
+    Raises:
+        VideoError: it notes something else than a rate.
+    """
+    if "fps" not in record:
+        return None
+    noted = record["fps"]
+    if isinstance(noted, str) and _RATE.fullmatch(noted):
+        return Fraction(noted)
+    raise VideoError(
+        f"{path}: notes {str(noted)[:40]!r} for frames per second; expected a ratio such as '30000/1001'. Its "
+        "notes are damaged or foreign: read the frames with VideoReader."
+    )
 
 
 def _record(metadata: Mapping[str, Any] | None, fps: Fraction) -> str:
@@ -271,7 +286,7 @@ def _record(metadata: Mapping[str, Any] | None, fps: Fraction) -> str:
 def _parse(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # another program's comment
     if isinstance(record, dict) and isinstance(record.get("vidgen"), dict):
         return record
@@ -279,7 +294,16 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    try:
+        if path.stat().st_size > _LONGEST_NOTE:
+            raise VideoError(
+                f"{path} has {path.stat().st_size} bytes, which is more than notes of a video have."
+            )
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path}: cannot be read ({error}).") from error
 
 
 def _choose_codec(suffix: str, codec: str | None) -> str:
@@ -309,7 +333,3 @@ def _check_pattern(pattern: str, path: Path) -> None:
             f"{path} names one picture, not a sequence; use a number pattern such as "
             f"{path.with_name('%05d.png')}, or a folder."
         )
-
-
-def _part_beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{next(_PART_NUMBERS)}.part")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.nn import flop_counter
 from vidgen.strategies.glober.generator import GlobalGenerator, _positions
 
 B, C, N, D, H, W = 2, 5, 3, 7, 4, 6
@@ -158,7 +158,7 @@ def test_paper_sizes(width: int, depth: int, parameters: float, gigaflops: float
 def compute(width: int, depth: int) -> float:
     with torch.device("meta"):
         generator = GlobalGenerator(width=width, depth=depth)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             generator(torch.zeros(1, 16, 16, 16), torch.zeros(1), torch.zeros(1, 77, 768))
     return counter.get_total_flops() / 1e9
 

@@ -9,11 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.conditioning import Conditioning
 from vidgen.errors import InvalidArgumentError, UnknownNameError
-from vidgen.nn import attention_backend, build_unet
+from vidgen.nn import attention_backend, build_unet, flop_counter
 from vidgen.nn.residuals import StageResiduals, stage_sites
 from vidgen.strategies.glober.branch import GlobalBranch, Residuals
 from vidgen.strategies.glober.decoder import FrameDecoder
@@ -252,7 +251,7 @@ def test_residuals_travel_as_extras_of_the_conditions() -> None:
     assert again is not None
     assert Residuals.from_extras({"other": V}) is None
     doubled = made(torch.cat([X, X]), 5, joined.tokens, again)
-    assert torch.allclose(doubled[B:], made(X, 5, TOKENS, cached), atol=1e-6)
+    assert torch.allclose(doubled[B:], made(X, 5, TOKENS, cached), atol=1e-5)
 
 
 @torch.no_grad()
@@ -389,9 +388,9 @@ def test_counts_at_the_papers_size() -> None:
     made = FrameDecoder(unet, GlobalBranch.beside(unet))
     x, tokens = torch.empty(1, 4, 1, 32, 32, device="meta"), torch.empty(1, 77, 768, device="meta")
     v, index = torch.empty(1, 16, 16, 16, device="meta"), torch.empty(1, 1, 1280, device="meta")
-    with FlopCounterMode(display=False) as branch:
+    with flop_counter() as branch:
         cached = made.features(v, index)
-    with FlopCounterMode(display=False) as step:
+    with flop_counter() as step:
         made(x, torch.zeros(1, device="meta"), tokens, cached)
     assert step.get_total_flops() == pytest.approx(180e9, rel=0.02)  # one frame in one solver step
     # Saved at every later step; the branch of the released code has other stages, and 9 GFLOP.

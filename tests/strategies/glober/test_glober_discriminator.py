@@ -90,7 +90,7 @@ def test_attention_joins_the_two_frames(levels: dict[str, tuple[int, ...]]) -> N
 @torch.no_grad()
 def test_pairs_are_judged_one_by_one() -> None:
     network = small()
-    assert torch.allclose(network(PAIRS), torch.cat([network(pair[None]) for pair in PAIRS]), atol=1e-6)
+    assert torch.allclose(network(PAIRS), torch.cat([network(pair[None]) for pair in PAIRS]), atol=1e-5)
     assert network(PAIRS).std() > 1e-3
 
 

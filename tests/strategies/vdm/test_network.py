@@ -65,7 +65,7 @@ def one_step(network: VideoUNet) -> VideoUNet:
 def test_fresh_network_is_the_2d_network_on_each_frame(f: int) -> None:
     x = latents(f=f)
     times = TIMES[:, None].expand(B, f)
-    assert torch.allclose(video_unet()(x, TIMES, TOKENS), per_frame(x, times), atol=1e-6)
+    assert torch.allclose(video_unet()(x, TIMES, TOKENS), per_frame(x, times), atol=1e-5)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_given_frames_do_not_touch_the_others_at_first() -> None:
     given = video_unet()(latents(), TIMES, TOKENS, known, latents(seed=1))
     expected = per_frame(latents(), TIMES[:, None].expand(B, F))
     unknown = ~known[:, None, :, None, None].expand_as(given)
-    assert torch.allclose(given[unknown], expected[unknown], atol=1e-6)
+    assert torch.allclose(given[unknown], expected[unknown], atol=1e-5)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_times_may_be_scalar_per_video_or_per_frame() -> None:
     for same in (torch.tensor(7), torch.full((B,), 7), torch.full((B, F), 7), 7.0):
         assert torch.equal(network(x, same, TOKENS), scalar)
     times = torch.arange(B * F).reshape(B, F) * 50
-    assert torch.allclose(network(x, times, TOKENS), per_frame(x, times), atol=1e-6)
+    assert torch.allclose(network(x, times, TOKENS), per_frame(x, times), atol=1e-5)
 
 
 @torch.no_grad()

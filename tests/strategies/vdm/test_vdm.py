@@ -35,7 +35,7 @@ def test_at_initialisation_every_frame_is_the_image_networks():
         unet = strategy.network.detach()
         frames = rearrange(torch.cat([x, torch.zeros_like(x[:, :1])], 1), "b c f h w -> (b f) c h w")
         image = unet(frames, t.repeat_interleave(6), tokens.repeat_interleave(6, 0)).sample
-    torch.testing.assert_close(video, rearrange(image, "(b f) c h w -> b c f h w", f=6), rtol=0, atol=1e-6)
+    torch.testing.assert_close(video, rearrange(image, "(b f) c h w -> b c f h w", f=6), rtol=0, atol=1e-5)
 
 
 def test_pretrained_image_model_is_the_start(tmp_path):

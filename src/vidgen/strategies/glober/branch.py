@@ -22,10 +22,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import CrossAttention, checkpoint
+from vidgen.nn import CrossAttention, checkpoint, flop_counter
 from vidgen.nn.residuals import StageSite, stage_sites
 from vidgen.nn.unet import token_width
 from vidgen.nn.zero import zeroed
@@ -226,7 +225,7 @@ class GlobalBranch(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers:
             size: as for ``features``.
             num_tokens: text tokens, for a branch that reads them.
         """
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), torch.no_grad(), flop_counter() as counter:
             twin = type(self).from_config(self.config)
             v = torch.empty(1, self.config.global_channels, *v_size)
             tokens = torch.empty(1, num_tokens, self.config.text_width) if self.reads_text else None

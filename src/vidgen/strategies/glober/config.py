@@ -99,6 +99,11 @@ class GLOBERConfig(UNetConfig):
     generator_lr_scale: float = 1.0
     discriminator_lr_scale: float = 1.0
 
+    @property
+    def learns_words(self) -> bool:
+        """See ``ClipConfig.learns_words``."""
+        return self.train_text
+
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""
         super().__post_init__()

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidgen.codecs import ImageCodec, PixelCodec
 from vidgen.conditioning import Conditioning, clip_of, guide
@@ -61,6 +61,7 @@ class GLOBER(DenoisingStrategy):
         "generator": (GlobalGenerator,),
         "discriminator": (PairDiscriminator,),
     }
+    training_only = ("discriminator",)
     stride = None
     config: GLOBERConfig
 
@@ -98,6 +99,11 @@ class GLOBER(DenoisingStrategy):
             "discriminator": config.build_discriminator(codec),
         }
         return cls(config, modules, config.build_scheduler())
+
+    def fresh(self, component: str) -> nn.Module:
+        """See ``Trainable.fresh``."""
+        del component  # the discriminator is the only one
+        return self.config.build_discriminator(self.codec)
 
     def plan(self, num_frames: int) -> Plan:
         """``v``, then chunks of frames, each given ``v`` alone: any other chunks give the same frames."""

@@ -22,7 +22,9 @@ class VDMConfig(UNetConfig):
         mask_single: share of training clips with one given frame, the first in half of them. Where an object
             is now and the prompt say where it will be: so a small model learns directions soonest.
         first_frame_steps: training steps at the start in which the first frame of every clip is given and
-            nothing else: what becomes of a picture is learnt before what becomes of none.
+            nothing else: the model learns image-to-video before text-to-video.
+        joint_middle: attention over all pixels of all frames together in the middle block, after the factorised
+            attention: an object that moves then keeps its colour and size. The paper has none.
     """
 
     context: int = 4
@@ -30,6 +32,7 @@ class VDMConfig(UNetConfig):
     mask_random: float = 0.1
     mask_single: float = 0.0
     first_frame_steps: int = 0
+    joint_middle: bool = False
 
     def __post_init__(self) -> None:
         """Check what annotations cannot say."""

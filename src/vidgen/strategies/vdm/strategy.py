@@ -55,7 +55,7 @@ class VDM(DenoisingStrategy):
         modules = {
             "codec": codec,
             "unet": unet,
-            "temporal": TemporalLayers.beside(unet, head_dim=config.head_dim),
+            "temporal": TemporalLayers.beside(unet, head_dim=config.head_dim, joint_middle=config.joint_middle),
             "text_encoder": text,
         }
         return cls(config, modules, config.build_scheduler())

@@ -1,126 +1,38 @@
-"""diffusers' schedulers behind one adapter: noising, training targets and the solver loop.
-
-vidgen writes no scheduler. What it adds is that all noise is handed in, so that a frame prior is
-respected from the first noise to the last stochastic step.
-
-A *process* is how data turn into noise: ``"variance_preserving"`` (DDPM and its kin) or ``"flow"``
-(flow matching, ``x_t = (1 - sigma) x_0 + sigma eps``). Schedulers are exchangeable within one process.
-"""
+"""The noise process of a model: noising, training targets and the loop over a solver's steps."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import diffusers
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vidgen.conditioning import Conditioning
-from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
+from vidgen.diffusion.schedulers import (
+    Process,
+    checked,
+    kind_of,
+    names_of,
+    other_schedule,
+    prediction_of,
+    process_of,
+    scheduler_from_name,
+    sigmas_of,
+)
+from vidgen.diffusion.steps import prepared
+from vidgen.errors import InvalidArgumentError, SchedulerError
 from vidgen.shapes import Latents
 
-__all__ = ["Denoiser", "Diffusion", "Source", "StepCallback", "scheduler_from_name"]
+__all__ = ["Denoiser", "Diffusion", "Source", "StepCallback"]
 
-Process = Literal["variance_preserving", "flow"]
 StepCallback = Callable[[int, Tensor, Latents], Latents]
 """``(step index, timestep, latents) -> latents``, called after every solver step."""
 
-_DETERMINISTIC = {
-    "DEISMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-}
-_TAKES_NOISE = {"DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler"}
-_CANNOT_PREDICT = {
-    "HeunDiscreteScheduler": {"sample"},
-    "KDPM2DiscreteScheduler": {"sample"},
-    "PNDMScheduler": {"sample"},
-}
-_SDE = "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'"
-_EQUIVALENT = {
-    "DDPMScheduler": "DDIMScheduler with eta=1",
-    "DDPMParallelScheduler": "DDIMParallelScheduler with eta=1",
-    "EulerAncestralDiscreteScheduler": _SDE,
-    "KDPM2AncestralDiscreteScheduler": _SDE,
-    "DPMSolverSDEScheduler": _SDE,
-    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
-    "SASolverScheduler": _SDE,
-    "CogVideoXDPMScheduler": _SDE,
-    "LCMScheduler": "DDIMScheduler with eta=1",
-    "TCDScheduler": "DDIMScheduler with eta set to its gamma",
-}
-
-
 Denoiser = Callable[[Latents, Tensor, Conditioning], Latents]
 """A guided network: ``(x_t b c f h w, t (b,), conditions) -> prediction b c f h w``."""
-
-
-def scheduler_from_name(name: str, config: Any) -> SchedulerMixin:
-    """Build diffusers' scheduler ``name`` (``"DDIM"`` or ``"DDIMScheduler"``) from another's ``config``.
-
-    Raises:
-        UnknownNameError: diffusers has no such scheduler that vidgen can use.
-        SchedulerError: the scheduler draws noise of its own (its equivalent is named).
-    """
-    known = _DETERMINISTIC | _TAKES_NOISE | set(_EQUIVALENT)
-    full = {short: long for long in known for short in _short_names(long)}.get(name, name)
-    if full not in known:
-        raise UnknownNameError("scheduler", name, {_short_names(long)[1] for long in known})
-    # from_config takes fields marked as default from the new class instead; the process must not change.
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    scheduler = getattr(diffusers, full).from_config(plain)
-    _check_noise(scheduler)
-    return scheduler
-
-
-def _short_names(name: str) -> tuple[str, str]:
-    bare = name.removesuffix("Scheduler")
-    return bare, bare.removesuffix("Multistep").removesuffix("Discrete")
-
-
-def _check_noise(scheduler: Any) -> None:
-    """Refuse a scheduler whose step draws noise that cannot be handed in."""
-    name = type(scheduler).__name__
-    if name in _EQUIVALENT:
-        raise SchedulerError(
-            f"{name} draws its own noise in step() and cannot be handed the prior's. "
-            f"Use {_EQUIVALENT[name]} instead."
-        )
-    if scheduler.config.get("stochastic_sampling"):
-        raise SchedulerError(
-            f"{name} with stochastic_sampling=True draws its own noise in step(). "
-            "Set stochastic_sampling=False, or use a variance-preserving model with DDIMScheduler."
-        )
-    if name in _DETERMINISTIC | _TAKES_NOISE:
-        return
-    arguments = inspect.signature(scheduler.step).parameters
-    if "generator" in arguments and "variance_noise" not in arguments:
-        raise SchedulerError(
-            f"{name}.step() takes a generator but no variance_noise, so it may draw noise that the prior "
-            f"does not know. Use one of {', '.join(sorted(_DETERMINISTIC | _TAKES_NOISE))}."
-        )
-
-
-def _process_of(scheduler: Any) -> Process:
-    config = scheduler.config
-    flow = type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas")
-    return "flow" if flow or config.get("prediction_type") == "flow_prediction" else "variance_preserving"
-
-
-def _prediction_of(scheduler: Any) -> str:
-    if _process_of(scheduler) == "flow":
-        return "flow_prediction"
-    return str(scheduler.config.prediction_type)
 
 
 @dataclass(frozen=True)
@@ -142,21 +54,10 @@ class Diffusion:
     """
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
-        _check_noise(scheduler)
-        self.scheduler: Any = scheduler
-        self.process: Process = _process_of(scheduler)
-        if self.process == "variance_preserving" and not hasattr(scheduler, "alphas_cumprod"):
-            raise SchedulerError(
-                f"{type(scheduler).__name__} has no alphas_cumprod: it is neither variance preserving nor "
-                "flow matching. Use a scheduler of one of these two processes, such as DDIMScheduler."
-            )
-        self.prediction_type: str = _prediction_of(scheduler)
-        if self.prediction_type in _CANNOT_PREDICT.get(type(scheduler).__name__, ()):
-            raise SchedulerError(
-                f"{type(scheduler).__name__} cannot solve for a model that predicts {self.prediction_type!r}. "
-                "Use DDIMScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler."
-            )
-        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
+        self.scheduler: Any = checked(scheduler)
+        self.process: Process = process_of(self.scheduler)
+        self.prediction_type: str = prediction_of(self.scheduler)
+        self.num_train_timesteps = int(self.scheduler.config.num_train_timesteps)
 
     def exchange(self, scheduler: SchedulerMixin | str) -> Diffusion:
         """Return this process under another solver (a scheduler, or its name).
@@ -170,7 +71,10 @@ class Diffusion:
             scheduler = scheduler_from_name(scheduler, self.scheduler.config)
         other = Diffusion(scheduler)
         name = type(scheduler).__name__
-        fix = f"Use {name}.from_config(model_scheduler.config) with a solver of the same process."
+        fix = (
+            f"Give the name of one of {names_of(self.process)}; or build one by "
+            "CLASS.from_config(sampler.scheduler.config), with those settings that it does not take from there."
+        )
         if other.process != self.process:
             raise SchedulerError(
                 f"{name} solves a {other.process} process; the model was trained on a {self.process} "
@@ -180,8 +84,13 @@ class Diffusion:
             raise SchedulerError(
                 f"{name} expects {other.prediction_type}; the model predicts {self.prediction_type}. {fix}"
             )
-        if self.process == "variance_preserving" and not _same_schedule(self.scheduler, scheduler):
-            raise SchedulerError(f"{name} has another noise schedule than the model's. {fix}")
+        if self.process == "variance_preserving" and (found := other_schedule(self.scheduler, other.scheduler)):
+            raise SchedulerError(f"{name} has another noise schedule than the model's: {found}. {fix}")
+        if other.num_train_timesteps != self.num_train_timesteps:
+            raise SchedulerError(
+                f"{name} has num_train_timesteps={other.num_train_timesteps}; the model knows the times "
+                f"0 to {self.num_train_timesteps}. {fix}"
+            )
         return other
 
     def sample_timesteps(self, uniform: Tensor, noise_bias: float = 0.0) -> Tensor:
@@ -199,7 +108,7 @@ class Diffusion:
         """Return signal and noise coefficients at ``t`` of shape (b,) or (b, f), for ``like`` b c f h w.
 
         Raises:
-            InvalidArgumentError: ``t`` has another shape.
+            InvalidArgumentError: ``t`` has another shape, or a real one lies outside the schedule.
         """
         if t.ndim not in (1, 2):
             raise InvalidArgumentError(f"timesteps have shape {tuple(t.shape)}; expected (b,) or (b, f).")
@@ -207,10 +116,23 @@ class Diffusion:
             noise = t.to(like.device, torch.float32) / self.num_train_timesteps
             signal = 1 - noise
         else:
-            alphas = self.scheduler.alphas_cumprod.to(like.device, torch.float32)[t.to(like.device)]
+            alphas = self._alphas(t).to(like.device, torch.float32)
             signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
         shape = (-1, 1, 1, 1, 1) if t.ndim == 1 else (t.shape[0], 1, t.shape[1], 1, 1)
         return Coefficients(signal.reshape(shape).to(like.dtype), noise.reshape(shape).to(like.dtype))
+
+    def _alphas(self, t: Tensor) -> Tensor:
+        """Return cumulative alphas; between two timesteps sigma is linear, as in diffusers' solvers."""
+        table: Tensor = self.scheduler.alphas_cumprod
+        if not t.is_floating_point():
+            return table.to(t.device)[t]
+        t, last = t.cpu().double(), len(table) - 1
+        if not bool(((t >= 0) & (t <= last)).all()):
+            raise InvalidArgumentError(f"timesteps are {t.tolist()}; expected 0 to {last}.")
+        low = t.floor().long()
+        sigmas = sigmas_of(self.scheduler)
+        sigma = sigmas[low].lerp(sigmas[t.ceil().long()], t - low)
+        return torch.where(t == low, table.cpu().double()[low], 1 / (1 + sigma**2))
 
     def noised(self, clean: Latents, noise: Latents, t: Tensor) -> Latents:
         """Return ``x_t`` of ``clean`` at training timesteps ``t`` (b,) or (b, f)."""
@@ -258,12 +180,11 @@ class Diffusion:
 
     def num_evaluations(self, num_inference_steps: int, strength: float = 1.0) -> int:
         """Return how often the solver asks the denoiser (second-order solvers ask more than once a step)."""
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(self._checked_steps(num_inference_steps))
-        return len(scheduler.timesteps) - _skipped(scheduler, num_inference_steps, strength)
+        steps = prepared(self.scheduler, self._checked_steps(num_inference_steps))
+        return len(steps) - steps.first(strength)
 
     def _checked_steps(self, count: int) -> int:
-        least = 4 if type(self.scheduler).__name__ == "PNDMScheduler" else 1  # its Runge-Kutta start
+        least = 4 if kind_of(self.scheduler) == "PNDMScheduler" else 1  # its Runge-Kutta start
         if not least <= count <= self.num_train_timesteps:
             raise InvalidArgumentError(
                 f"num_inference_steps is {count}; expected {least} to {self.num_train_timesteps}, the steps of "
@@ -275,7 +196,9 @@ class Diffusion:
         name, config = type(self.scheduler).__name__, self.scheduler.config
         if not 0 <= eta <= 1:
             raise InvalidArgumentError(f"eta is {eta}; expected a value in [0, 1].")
-        if name.startswith("DDIM"):
+        if kind_of(self.scheduler).startswith("DDIM"):
+            # At 1 rounding can make the rest of the variance negative, and its root no number.
+            eta = min(eta, 1 - 1e-6)
             # A clipped x_0 estimate needs its noise recomputed, or the two no longer add up to x_t.
             return {"eta": eta, "use_clipped_model_output": bool(config.get("clip_sample"))}
         if eta:
@@ -310,25 +233,23 @@ class Diffusion:
             source: latents to start from or to keep in part.
             on_step: called after every step; what it returns replaces the latents.
         """
-        scheduler = copy.deepcopy(self.scheduler)
         arguments = self._step_arguments(eta)
-        scheduler.set_timesteps(self._checked_steps(num_inference_steps), device=start.device)
-        skipped = 0 if source is None else _skipped(scheduler, num_inference_steps, source.strength)
-        x = start * getattr(scheduler, "init_noise_sigma", 1.0)
-        if source is not None and skipped:
-            if hasattr(scheduler, "set_begin_index"):  # those that count their steps
-                scheduler.set_begin_index(skipped)
-            x = _noised_to(scheduler, source.latents.to(x.dtype), start, scheduler.timesteps[skipped])
-        for i, t in enumerate(scheduler.timesteps[skipped:]):
+        steps = prepared(self.scheduler, self._checked_steps(num_inference_steps), start.device)
+        first = 0 if source is None else steps.first(source.strength)
+        steps.begin(first)
+        x = start * getattr(steps.scheduler, "init_noise_sigma", 1.0)
+        if source is not None and first:
+            x = steps.noised(source.latents.to(x.dtype), start, first)
+        for i in range(first, len(steps)):
             for kept, clean in _kept(cond, source):
-                x = torch.where(kept, _noised_to(scheduler, clean.to(x.dtype), start, t), x)
-            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            prediction = denoise(scaled, t.expand(x.shape[0]), cond)
+                x = torch.where(kept, steps.noised(clean.to(x.dtype), start, i), x)
+            t = steps.times[i]
+            prediction = denoise(steps.scaled(x, i), t.expand(x.shape[0]), cond)
             if self._is_stochastic(eta):
-                arguments["variance_noise"] = step_noise(i)
-            x = scheduler.step(prediction, t, x, **arguments, return_dict=False)[0]
+                arguments["variance_noise"] = step_noise(i - first)
+            x = steps.taken(prediction, x, i, **arguments)
             if on_step is not None:
-                x = on_step(i, t, x)
+                x = on_step(i - first, t, x)
         return _with_known(x, cond, source)
 
 
@@ -349,24 +270,6 @@ class Source:
     strength: float = 1.0
 
 
-def _skipped(scheduler: Any, steps: int, strength: float) -> int:
-    """Return how many of the scheduler's timesteps ``strength`` leaves out, whole steps only."""
-    if not 0 < strength <= 1:
-        raise InvalidArgumentError(f"strength is {strength}; expected more than 0 and at most 1.")
-    taken = max(1, min(steps, int(steps * strength + 1e-6)))
-    if taken < steps and type(scheduler).__name__ == "PNDMScheduler":
-        raise SchedulerError(
-            f"PNDMScheduler cannot begin in the middle of its steps (strength is {strength}): its start is of "
-            "another kind. Use DDIMScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler."
-        )
-    return (steps - taken) * int(getattr(scheduler, "order", 1))
-
-
-def _same_schedule(one: Any, other: Any) -> bool:
-    a, b = getattr(one, "alphas_cumprod", None), getattr(other, "alphas_cumprod", None)
-    return a is not None and b is not None and a.shape == b.shape and torch.allclose(a, b)
-
-
 def _with_known(x: Latents, cond: Conditioning, source: Source | None) -> Latents:
     if cond.known is not None and cond.clean is not None:
         x = torch.where(cond.known[:, None, :, None, None], cond.clean.to(x.dtype), x)
@@ -384,16 +287,3 @@ def _kept(cond: Conditioning, source: Source | None) -> list[tuple[Tensor, Tenso
         # Video Diffusion Models sec. 3.1
         kept.append((cond.known[:, None, :, None, None], cond.clean))
     return kept
-
-
-def _noised_to(scheduler: Any, clean: Latents, noise: Latents, t: Tensor) -> Latents:
-    """Return ``clean`` noised to ``t``, in the scheduler's own scale."""
-    if _process_of(scheduler) == "flow":
-        sigma: Tensor = t.to(clean) / scheduler.config.num_train_timesteps
-        return clean.lerp(noise, sigma)
-    if getattr(scheduler, "sigmas_interpol", None) is not None and not scheduler.state_in_first_order:
-        # KDPM2's second evaluation of a step is between two sigmas; its add_noise knows only these.
-        between: Tensor = scheduler.sigmas_interpol[scheduler.step_index].to(clean)
-        return clean + noise * between
-    noised: Tensor = scheduler.add_noise(clean, noise, t.expand(clean.shape[0]))
-    return noised

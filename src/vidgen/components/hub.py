@@ -6,7 +6,7 @@ Only JSON and safetensors files are ever fetched, and all of them of one commit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vidgen.checkpoint.index import INDEX
 from vidgen.errors import CheckpointError, InvalidArgumentError
 
-__all__ = ["FILES", "HubId", "explained", "parse", "snapshot"]
+__all__ = ["FILES", "INDEX", "HubId", "explained", "parse", "snapshot"]
+
+INDEX = "vidgen.json"
+"""The file that makes a folder a checkpoint."""
 
 FILES = ["*.json", "*.safetensors"]
 # Every error of the HTTP library that this huggingface_hub uses.
@@ -52,8 +54,8 @@ def parse(text: str) -> HubId | None:
     return None if match is None else HubId(match["repo"], match["revision"])
 
 
-def snapshot(source: HubId, revision: str | None = None) -> Path:
-    """Fetch a checkpoint's files, where the cache lacks them, and return their folder.
+def snapshot(source: HubId, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """Fetch a checkpoint's ``files`` (patterns), where the cache lacks them, and return their folder.
 
     Raises:
         CheckpointError: the hub has no such repository, revision or checkpoint, or cannot be reached.
@@ -68,7 +70,7 @@ def snapshot(source: HubId, revision: str | None = None) -> Path:
         # Of a repository that is no checkpoint, nothing large is fetched.
         index = Path(hf_hub_download(wanted.repo, INDEX, revision=wanted.revision))
         commit = index.parent.name  # both requests see the same commit, whatever is pushed in between
-        return Path(snapshot_download(wanted.repo, revision=commit, allow_patterns=FILES))
+        return Path(snapshot_download(wanted.repo, revision=commit, allow_patterns=[INDEX, *files]))
 
 
 @contextmanager

@@ -5,40 +5,14 @@ from __future__ import annotations
 import json
 import time
 
-import huggingface_hub.constants as hub_constants
 import pytest
 
-from hub_server import HubServer, Repo
+from hub_server import Repo, go_offline
 from vidgen import checkpoint
-from vidgen.checkpoint import hub as hub_module
-from vidgen.checkpoint.hub import HubId, parse
+from vidgen.components import hub as hub_module
+from vidgen.components.hub import HubId, parse
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.sampling import Sampler
-
-
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """An empty cache, and no network."""
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def hub(offline, monkeypatch):
-    """A hub on this machine, which every request goes to."""
-    with HubServer() as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(hub_constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
-
-
-def go_offline(monkeypatch):
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
 
 
 def test_pushed_and_loaded_again_is_the_same(strategy, hub, same, monkeypatch):
