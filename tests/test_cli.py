@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -294,54 +292,6 @@ def files(tmp_path, monkeypatch):
     Image.new("RGB", (16, 16), (255, 0, 0)).save("red.png")
     Video(np.zeros((6, 16, 16, 3), np.uint8), 8.0).save("clip.mp4")
     return tmp_path
-
-
-def test_a_foreign_sheet_is_not_overwritten(trained, files):
-    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--seed", 1, "--out", "v.gif"]
-    for suffix in ("png", "jpg", "webp"):
-        sheet = files / f"sheet.{suffix}"
-        for _ in range(2):  # the same again
-            run(*arguments, "--sheet", sheet)
-            with Image.open(sheet) as picture:
-                assert picture.size[0] > 32
-    assert sorted(path.name for path in files.glob("*sheet*")) == ["sheet.jpg", "sheet.png", "sheet.webp"]
-    for sheet in ("red.png", "sheet.png"):
-        before = (files / sheet).read_bytes()
-        stderr = run(*arguments, "--sheet", sheet, "--sheet-columns", 2, code=2).stderr
-        assert f"{sheet} exists and is no sheet of the same command" in stderr
-        assert (files / sheet).read_bytes() == before
-    run(*arguments, "--sheet", "red.png", "--overwrite")
-    with Image.open(files / "red.png") as picture:
-        assert picture.size[0] > 32
-
-
-def test_a_video_of_other_settings_is_not_overwritten(trained, files):
-    arguments = ["generate", trained / "run", "--steps", 1, "--num-frames", 2, "--out"]
-    before = (files / "clip.mp4").read_bytes()
-    assert "clip.mp4 exists" in run(*arguments, "clip.mp4", code=2).stderr
-    assert (files / "clip.mp4").read_bytes() == before
-    for more in ([], ["--seed", 1, "--overwrite"], ["--seed", 1]):
-        run(*arguments, "v.mp4", *more)
-    assert "--overwrite" in run(*arguments, "v.mp4", "--seed", 2, code=2).stderr
-    assert read_metadata("v.mp4")["seed"] == 1
-
-
-def test_terminated_leaves_nothing_behind(trained, tmp_path, monkeypatch):
-    """SIGTERM, as batch systems send it: what is half-written is removed."""
-    from vidgen.sampling.engine import Engine
-
-    def terminated(self, jobs):
-        yield from ()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    monkeypatch.setattr(Engine, "run", lambda self: terminated(self, None))
-    before = signal.getsignal(signal.SIGTERM)
-    for out in ("v.mp4", "frames"):
-        stderr = run("generate", trained / "run", "--out", tmp_path / out, code=130).stderr
-        assert stderr.endswith("vidgen: interrupted\n")
-    assert not any(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_given_pictures_reach_the_video(trained, files):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +15,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from toy import toy
 from vidgen.cli import app
-from vidgen.video import Video
+from vidgen.sampling import Sampler
+from vidgen.video import Video, read_metadata
 
 
 def run(*arguments, code=0):
@@ -43,6 +48,16 @@ def recorder(monkeypatch):
 
     monkeypatch.setattr("vidgen.sampling.load", load)
     return sampler
+
+
+@pytest.fixture
+def generating(monkeypatch):
+    """A sampler that really generates, small and untrained."""
+
+    def load(source, *, device):
+        return Sampler(toy())
+
+    monkeypatch.setattr("vidgen.sampling.load", load)
 
 
 @pytest.fixture
@@ -232,3 +247,51 @@ def test_a_prior_is_chosen_by_its_kind_or_as_json(recorder):
     assert recorder.arguments["noise_prior"] == "windowed-shuffle"
     run("generate", "x", "--noise-prior", '{"kind": "windowed-shuffle", "window": 8}')
     assert recorder.arguments["noise_prior"] == {"kind": "windowed-shuffle", "window": 8}
+
+
+def test_a_foreign_sheet_is_not_overwritten(generating, files):
+    arguments = ["generate", "x", "--steps", 1, "--num-frames", 2, "--seed", 1, "--out", "v.gif"]
+    for suffix in ("png", "jpg", "webp"):
+        sheet = files / f"sheet.{suffix}"
+        for _ in range(2):  # the same again
+            run(*arguments, "--sheet", sheet)
+            with Image.open(sheet) as picture:
+                assert picture.size[0] > 32
+    assert sorted(path.name for path in files.glob("*sheet*")) == ["sheet.jpg", "sheet.png", "sheet.webp"]
+    for sheet in ("red.png", "sheet.png"):
+        before = (files / sheet).read_bytes()
+        stderr = run(*arguments, "--sheet", sheet, "--sheet-columns", 2, code=2).stderr
+        assert f"{sheet} exists and is no sheet of the same command" in stderr
+        assert (files / sheet).read_bytes() == before
+    run(*arguments, "--sheet", "red.png", "--overwrite")
+    with Image.open(files / "red.png") as picture:
+        assert picture.size[0] > 32
+
+
+def test_a_video_of_other_settings_is_not_overwritten(generating, files):
+    arguments = ["generate", "x", "--steps", 1, "--num-frames", 2, "--out"]
+    before = (files / "clip.mp4").read_bytes()
+    assert "clip.mp4 exists" in run(*arguments, "clip.mp4", code=2).stderr
+    assert (files / "clip.mp4").read_bytes() == before
+    for more in ([], ["--seed", 1, "--overwrite"], ["--seed", 1]):
+        run(*arguments, "v.mp4", *more)
+    assert "--overwrite" in run(*arguments, "v.mp4", "--seed", 2, code=2).stderr
+    assert read_metadata("v.mp4")["seed"] == 1
+
+
+def test_terminated_leaves_nothing_behind(generating, tmp_path, monkeypatch):
+    """SIGTERM, as batch systems send it: what is half-written is removed."""
+    from vidgen.sampling.engine import Engine
+
+    def terminated(self, jobs):
+        yield from ()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(Engine, "run", lambda self: terminated(self, None))
+    before = signal.getsignal(signal.SIGTERM)
+    for out in ("v.mp4", "frames"):
+        stderr = run("generate", "x", "--out", tmp_path / out, code=130).stderr
+        assert "vidgen: interrupted" in stderr
+    assert not any(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before

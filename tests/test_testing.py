@@ -356,7 +356,7 @@ CAUSES = {
         {"losses are means over clips": "as the mean over pieces of 1"},
     ),
     "training alone, undeclared": (
-        broken(training_only=("judge",)),
+        broken(training_only=("judge",), fresh=lambda self, name: nn.Linear(1, 1)),
         {"shared without what only training needs": r"names \['judge'\], which component_types does not"},
     ),
     "loss of chance": (

@@ -11,7 +11,7 @@ import pytest
 
 import vidgen
 from vidgen import checkpoint, plugins
-from vidgen.checkpoint import hub
+from vidgen.components import hub
 from vidgen.errors import CheckpointError, CheckpointNotFoundError, InvalidArgumentError
 
 MODULE = """

@@ -135,7 +135,7 @@ def test_the_judge_reads_videos_at_the_side_it_learnt(classifier):
         assert judge.read(clips(2, 3, 8, 30, 50)).position.shape == (2, 8, 2)
     assert judge.name == "shapes_v1"
     assert set(judge.fingerprint) == {"name", "weights", "preprocessing"}
-    other = ShapesClassifier(widths=(8, 8, 16), path_width=8)
+    other = ShapesClassifier(widths=(8, 16, 16), path_width=8)
     assert specs.shapes_judge(other).fingerprint["weights"] != judge.fingerprint["weights"]
 
 

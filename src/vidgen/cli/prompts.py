@@ -72,11 +72,11 @@ def check_captions(videos: Iterable[Path], prompts: Iterable[str]) -> None:
 
 def write_captions(videos: Iterable[Path], prompts: Iterable[str]) -> None:
     """Write each prompt to a text file beside its video."""
-    from vidgen.sampling.leftovers import temporary_beside
+    from vidgen.video.parts import part_beside
 
     for video, prompt in zip(videos, prompts, strict=True):
         file = caption_file(video)
-        part = temporary_beside(file)
+        part = part_beside(file)
         try:
             part.write_bytes(_content(prompt))
             part.replace(file)

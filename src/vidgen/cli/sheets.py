@@ -53,16 +53,15 @@ def draw_sheet(videos: Sequence[Path], sheet: Path, columns: int, mark: str) -> 
     """Write a row of ``columns`` frames for each video."""
     from PIL import Image
 
-    from vidgen.sampling.leftovers import remove_leftovers, temporary_beside
     from vidgen.video import Video
+    from vidgen.video.parts import part_beside
     from vidgen.video.sheets import video_sheet
 
     picture = video_sheet([Video.load(path) for path in videos], columns)
     exif = Image.Exif()
     exif[_DESCRIPTION] = mark
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(sheet.parent, [sheet.name])
-    part = temporary_beside(sheet)
+    part = part_beside(sheet)
     try:
         picture.save(part, format=Image.registered_extensions()[sheet.suffix.lower()], exif=exif)
         part.replace(sheet)
