@@ -216,7 +216,9 @@ def test_wrong_uses_are_refused_and_say_what_to_do(tmp_path: Path) -> None:
 
 def test_features_that_are_no_rows_of_finite_numbers_are_refused(tmp_path: Path) -> None:
     module = net()
-    module.linear.weight.data[0] = torch.finfo(torch.float32).max  # finite itself, and its products are not
+    most = torch.finfo(torch.float32).max  # finite itself: of two sums of opposite sign one is not
+    module.linear.weight.data[:2] = torch.tensor([[most], [-most]])
+    module.linear.bias.data[:2] = most
     broken = StateDictExtractor(net(), weights(module, tmp_path / "w.safetensors"), "net", Preprocessing())
     with pytest.raises(InvalidArgumentError, match="not all finite"):
         broken.extract(clips())
