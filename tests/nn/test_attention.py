@@ -271,7 +271,7 @@ PACKAGES = {
     "flash_attn": ("_CAN_USE_FLASH_ATTN", "pip install 'flash-attn>=2.6.3' --no-build-isolation"),
     "xformers": ("_CAN_USE_XFORMERS_ATTN", "pip install 'xformers>=0.0.29'"),
     "sage": ("_CAN_USE_SAGE_ATTN", "pip install git+https://github.com/thu-ml/SageAttention"),
-    "flex": ("_CAN_USE_FLEX_ATTN", "pip install 'torch>=2.8'"),
+    "flex": ("_CAN_USE_FLEX_ATTN", "pip install 'torch>=2.9'"),
 }
 
 
