@@ -23,6 +23,9 @@ __all__ = ["from_dict", "override", "read_json", "to_dict", "write_json"]
 
 T = TypeVar("T")
 
+_MOST_NESTED = 100
+"""How deep a file of JSON may be nested: whoever walks through it does so by recursion."""
+
 
 @functools.cache
 def _adapter(kind: Any) -> Any:
@@ -180,16 +183,31 @@ def write_json(path: Path, data: Any) -> None:
         raise
 
 
+def _nesting(data: Any) -> int:
+    """Return how deep lists and mappings lie in each other."""
+    depth, level = 0, [data]
+    while level:
+        inner = (node.values() if isinstance(node, dict) else node for node in level if node)
+        level = [child for nodes in inner for child in nodes if isinstance(child, dict | list)]
+        depth += 1
+    return depth
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object at ``path``.
 
     Raises:
-        InvalidArgumentError: the file is not JSON, or not an object.
+        InvalidArgumentError: the file is not JSON, not an object, or nested endlessly.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        nested = _nesting(data)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError, too
         raise InvalidArgumentError(f"{path} is not valid JSON: {error}.") from error
+    if nested > _MOST_NESTED:
+        raise InvalidArgumentError(
+            f"{path} is nested {nested} deep; expected {_MOST_NESTED} at most. It is no file of vidgen's."
+        )
     if not isinstance(data, dict):
         raise InvalidArgumentError(f"{path} holds {type(data).__name__}; expected a JSON object.")
     return data

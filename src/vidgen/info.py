@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from vidgen import checkpoint, plugins
 from vidgen import config as configs
 from vidgen.checkpoint.index import read_index, training_record
+from vidgen.components import find_component
 from vidgen.conditioning import ClassEncoder, Conditioning, TextEncoder, VocabularyEncoder
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, VidgenError
@@ -81,8 +82,9 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
 
     Returns:
         ``checkpoint`` and ``strategy`` by name; ``components``, each with its ``class`` and number of
-        ``parameters``; ``training``: its ``stages``, whether it is ``finished``, and on what ``data``, or
-        None where the checkpoint does not say. Of a strategy also ``defaults`` (frames, size, rate, guidance
+        ``parameters``, and the checkpoint that it is stored in where it comes ``from`` another;
+        ``training``: its ``stages``, whether it is ``finished``, and on what ``data``, or None where the
+        checkpoint does not say. Of a strategy also ``defaults`` (frames, size, rate, guidance
         scale and solver steps), ``prompts`` (their ``kind``, and ``words`` or ``classes`` where these are
         all; None where there are none), and ``gmacs_per_call`` and ``plan`` as from ``describe``.
 
@@ -96,15 +98,15 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
     record = training_record(index, folder)
     found: dict[str, Any] = {"checkpoint": str(source), "strategy": index["strategy"]}
     if index["strategy"] in plugins.available(plugins.TRAINABLES):
-        counts = {name: _values_in(folder / name) for name in index["components"]}
+        counts = {name: _values_in(find_component(folder, name)) for name in index["components"]}
         return found | {
-            "components": _components(index, counts),
+            "components": _components(counts, index["components"], index["components"]),
             "training": _training(folder, record, [index["strategy"]]),
         }
     strategy = checkpoint.load_strategy(folder, device="cpu")
     training = _training(folder, record, [stage.name for stage in strategy.stages()])
     return found | {
-        "components": _components(index, strategy.num_parameters()),
+        "components": _components(strategy.num_parameters(), _classes(strategy), index["components"]),
         "training": training,
         "defaults": asdict(strategy.defaults),
         "prompts": _prompts(strategy.text_encoder),
@@ -112,8 +114,18 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
     }
 
 
-def _components(index: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    return {name: {"class": index["components"][name], "parameters": n} for name, n in counts.items()}
+def _classes(strategy: Strategy) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in strategy.modules.items()}
+
+
+def _components(
+    counts: Mapping[str, int], classes: Mapping[str, Any], entries: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    found = {name: {"class": classes[name], "parameters": count} for name, count in counts.items()}
+    for name, entry in entries.items():
+        if isinstance(entry, Mapping) and name in found:
+            found[name]["from"] = entry["from"]
+    return found
 
 
 def _values_in(folder: Path) -> int:

@@ -18,13 +18,16 @@ from vidgen.bench import assess, build_model, renew_card
 from vidgen.bench.build import model_recipe
 from vidgen.bench.card import write_card
 from vidgen.bench.generated import GeneratedClips
+from vidgen.checkpoint import find_checkpoint, load_strategy
 from vidgen.codecs import load_codec
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics.protocol import Protocol
 from vidgen.metrics.score import Score
 from vidgen.recipe import Recipe
 from vidgen.starting.frame_codec import FrameCodecConfig
+from vidgen.strategies.ldm import LDMConfig
 from vidgen.video import Video
+from vidgen.weights import weight_hash
 
 FROM_DATA = {
     "data",
@@ -80,6 +83,26 @@ def test_what_is_made_is_what_was_trained_rounded_to_half(tmp_path: Path) -> Non
     again = build_model("shapes/codec", tmp_path, recipe=short_recipe(), device="cpu", quality=False)
     assert again.record["parameters"] == build.record["parameters"]
     assert (build.folder / "README.md").stat().st_mtime_ns > before
+
+
+def test_what_a_model_starts_from_is_stored_once(tmp_path: Path) -> None:
+    """A short training over the bundled codec: the model refers to that, in half precision as it is stored."""
+    recipe = model_recipe("shapes/ldm")
+    small = LDMConfig(codec="shapes/codec", widths=(16, 32), head_dim=16, text_width=16, text_layers=1)
+    short = replace(recipe.training, steps=1, batch_size=2, warmup_steps=0, cache_latents=False)
+    recipe = replace(recipe, model=small, data=replace(recipe.data, videos=4), training=short)
+    build = build_model("shapes/ldm", tmp_path, recipe=recipe, device="cpu", quality=False, progress=False)
+    assert build.record["references"] == {"codec": "shapes/codec"}
+    assert build.record["left_out"] == []
+    assert not (build.folder / "codec").exists()
+    assert "Not stored here: codec is that of `shapes/codec`." in (build.folder / "README.md").read_text()
+    sizes = [file.stat().st_size for file in build.folder.rglob("*.safetensors")]
+    assert build.record["bytes"] == sum(sizes)
+    loaded, bundled = load_strategy(build.folder, device="cpu").codec, load_codec("shapes/codec")
+    assert weight_hash(loaded) == weight_hash(bundled)
+    whole = load_strategy(tmp_path / "run", device="cpu")  # the run keeps all
+    assert (find_checkpoint(tmp_path / "run") / "codec").is_dir()
+    assert weight_hash(whole.codec) == weight_hash(bundled)
 
 
 def test_a_codec_is_assessed_by_what_it_restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,10 @@ def test_diffusers_loads_what_it_saves(pooled: bool, tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path, use_safetensors=True)
     x, tokens = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 20)
-    assert torch.equal(loaded(x, 7, tokens).sample, unet(x, 7, tokens).sample)
+    weights = unet.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in loaded.state_dict().items())
+    # Not to the bit: where memory lies decides how a kernel sums.
+    torch.testing.assert_close(loaded(x, 7, tokens).sample, unet(x, 7, tokens).sample)
 
 
 def test_stable_diffusions_own_layout_is_one_of_them() -> None:

@@ -103,9 +103,9 @@ def _check_process(scheduler: Any, process: Any, file: Path) -> None:
         raise CheckpointError(f"{file} cannot be used: {error}") from error
     other = [name for name, value in found.items() if name in process and process[name] != value]
     if other:
-        detail = ", ".join(f"{name} {found[name]!r}, was {process[name]!r}" for name in other)
+        detail = ", ".join(f"{name} {shown(found[name], 50)}, was {shown(process[name], 50)}" for name in other)
         raise CheckpointError(
             f"{file} describes another noise process than the networks were trained on "
-            f"({detail[:500]}): they would give noise. Put back the scheduler that was saved; to sample with "
+            f"({detail}): they would give noise. Put back the scheduler that was saved; to sample with "
             "another solver, give it to the sampler: scheduler=..."
         )

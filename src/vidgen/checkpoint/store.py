@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from vidgen.components import (
     save_component,
 )
 from vidgen.devices import checked_device
-from vidgen.errors import CheckpointError, UnknownNameError, VidgenError, shown
+from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError, shown
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
 from vidgen.weights import follow_umask, newest_model
@@ -190,7 +190,9 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
             if located.reference is not None:
                 references[name], wanted = located.reference, located.class_name
             modules[name] = _load_component(folder, name, kinds, located.folder, wanted)
-    strategy: Strategy = strategy_class(config, modules, load_scheduler(folder, index.get("process")))
+    of_checkpoint = load_scheduler(folder, index.get("process"))
+    with _settings_of(strategy_class, folder):
+        strategy: Strategy = strategy_class(config, modules, of_checkpoint)
     strategy.references.update(references)
     if scheduler is not None:
         strategy.scheduler = scheduler
@@ -207,15 +209,24 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
 
 
 def _config(strategy_class: type[Strategy], values: dict[str, Any], folder: Path) -> Any:
+    with _settings_of(strategy_class, folder):
+        try:
+            return configs.from_dict(strategy_class.Config, values)
+        except InvalidArgumentError as error:  # nobody gave an argument
+            raise ValueError(str(error)) from error
+
+
+@contextmanager
+def _settings_of(strategy_class: type[Strategy], folder: Path) -> Iterator[None]:
+    """Turn what values that fit nothing bring about into an error of the file that they stand in."""
     try:
-        return configs.from_dict(strategy_class.Config, values)
-    except UnknownNameError:
+        yield
+    except VidgenError:
         raise
     except Exception as error:  # any value may stand in the file
-        reason = str(error) if isinstance(error, VidgenError) else f"{type(error).__name__}: {error}."
         raise CheckpointError(
-            f"{folder / INDEX} holds no configuration of {strategy_class.name!r}: {reason[:500]} The file was "
-            "changed, or is of another vidgen: save the strategy again."
+            f"{folder / INDEX} holds no configuration of {strategy_class.name!r} ({type(error).__name__}: "
+            f"{str(error)[:500]}). The file was changed, or is of another vidgen: save the strategy again."
         ) from error
 
 

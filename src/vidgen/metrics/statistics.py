@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.metrics.protocol import Protocol
-from vidgen.weights import read_tensors
+from vidgen.weights import read_tensors, write_tensors
 
 __all__ = ["HalvedStatistics", "Statistics"]
 
@@ -316,7 +315,7 @@ def _write(path: Path, parts: dict[str, Statistics], protocol: Protocol, **numbe
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        write_tensors(temporary, tensors, metadata)
         temporary.replace(path)
     except SafetensorError as error:  # how it reports a folder that is missing or full
         raise OSError(f"{path} cannot be written: {error}") from error
@@ -346,7 +345,7 @@ def _read(path: Path) -> tuple[dict[str, Statistics], Protocol, dict[str, int]]:
             raise ValueError(f"parts {names}")
         numbers = {name: int(metadata[name]) for name in ("seed", "seen") if names != ["all"]}
         return parts, Protocol.from_json(json.loads(metadata["protocol"])), numbers
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: its tensors or metadata do not fit each other ({error}). Compute it again."
         ) from error

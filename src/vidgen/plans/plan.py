@@ -237,7 +237,7 @@ class Plan:
                 return cls(**_fields(data))
         except PlanError:
             raise
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PlanError(
                 f"the text is not a plan written by Plan.to_json ({error}); write it again."
             ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidgen import config as configs
@@ -21,6 +21,7 @@ from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan
 from vidgen.strategy import Request, Strategy
 from vidgen.video.parts import part_beside, remove_dead
+from vidgen.weights import write_tensors
 
 __all__ = ["WorkFolder", "fingerprint", "kept_seed"]
 
@@ -127,7 +128,7 @@ class WorkFolder:
         with writable(self.folder):
             try:
                 file.parent.mkdir(exist_ok=True)
-                save_file({"latents": latents.contiguous()}, temporary)
+                write_tensors(temporary, {"latents": latents})
                 temporary.replace(file)
             finally:
                 with suppress(OSError):

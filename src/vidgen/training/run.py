@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 
 from vidgen import config as configs
 from vidgen.checkpoint import replaced_folder
-from vidgen.errors import CheckpointError, RunFolderError, VidgenError
+from vidgen.errors import CheckpointError, InvalidArgumentError, RunFolderError, VidgenError
 from vidgen.recipe import Recipe
 from vidgen.training import lock
 from vidgen.training.precision import Kind
@@ -111,7 +111,7 @@ class RunFolder:
                     "run. Give another --out."
                 )
             return
-        found = _completed(configs.read_json(index), recipe)
+        found = _completed(_kept(index), recipe)
         if not self.steps():
             return
         if not resume:
@@ -222,8 +222,24 @@ def begun_precision(folder: Path) -> Kind | None:
     index = folder / "recipe.json"
     if not _steps(folder) or not index.is_file():
         return None
-    kept: Kind = configs.read_json(index)["training"].get("mixed_precision", "no")
+    training = _kept(index).get("training")
+    kept: Kind = training.get("mixed_precision", "no") if isinstance(training, Mapping) else "no"
     return kept
+
+
+def _kept(index: Path) -> dict[str, Any]:
+    """Return the recipe of a run as it was written.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return configs.read_json(index)
+    except InvalidArgumentError as error:
+        raise CheckpointError(
+            f"the recipe of this run cannot be read: {error} Put the file back as it was, or give another "
+            "--out."
+        ) from error
 
 
 def _steps(folder: Path) -> list[int]:

@@ -11,20 +11,22 @@ of the seed and the step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidgen import config as configs
-from vidgen.errors import CheckpointError
+from vidgen.errors import CheckpointError, shown
+from vidgen.weights import write_tensors
 
-__all__ = ["Progress", "flatten", "load_state", "progress_of", "save_state", "unflatten"]
+__all__ = ["Progress", "flatten", "load_state", "progress_of", "restoring", "save_state", "unflatten"]
 
 FORMAT = 2
 _TENSOR = "__tensor__"
@@ -64,7 +66,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (nested mappings, lists, tensors, scalars) to the existing ``folder``."""
     tensors: dict[str, Tensor] = {}
     described = flatten(state, "", tensors)
-    save_file(tensors, folder / "tensors.safetensors")
+    write_tensors(folder / "tensors.safetensors", tensors)
     configs.write_json(folder / "trainer.json", {"format": FORMAT, "state": described})
 
 
@@ -87,7 +89,7 @@ def progress_of(folder: Path) -> Progress | None:
     try:
         described = configs.read_json(folder / "trainer.json")["state"]
         return Progress.of(unflatten(described, defaultdict(lambda: torch.empty(0))))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return None
 
 
@@ -107,8 +109,22 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from error
     if index.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} has state format {index.get('format')!r}; expected {FORMAT}. Resume with "
+            f"{folder} has state format {shown(index.get('format'))}; expected {FORMAT}. Resume with "
             "the vidgen that wrote it."
         )
-    state: dict[str, Any] = unflatten(index["state"], tensors)
+    with restoring(folder):
+        state: dict[str, Any] = unflatten(index["state"], tensors)
+        Progress.of(state)
     return state
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong where a state is put back into an error that names its ``folder``."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no training state of this run ({type(error).__name__}: {str(error)[:500]}). It "
+            "was changed, or is damaged: delete this checkpoint to go on from the one before it."
+        ) from error

@@ -30,7 +30,7 @@ from vidgen.training.run import RunFolder, begun_precision
 from vidgen.training.running import Running, begin_stage, check_stage
 from vidgen.training.samples import Samples
 from vidgen.training.settings import check_training
-from vidgen.training.state import Progress, save_state
+from vidgen.training.state import Progress, restoring, save_state
 from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open_trackers
 from vidgen.training.validation import Validation, hold_out
 from vidgen.video.dataset import PROCEDURAL, ClipDataset, DataConfig, open_dataset
@@ -318,10 +318,11 @@ class Trainer:
         }
 
     def _restore(self, running: Running, state: Mapping[str, Any]) -> None:
-        self._offset = int(state["offset"])
-        for name, weights in state["weights"].items():
-            self.strategy.modules[name].load_state_dict(weights)
-        running.load_state_dict(state["running"], self.processes.device)
+        with restoring(self.folder.checkpoint(self.folder.steps()[-1])):
+            self._offset = int(state["offset"])
+            for name, weights in state["weights"].items():
+                self.strategy.modules[name].load_state_dict(weights)
+            running.load_state_dict(state["running"], self.processes.device)
         name, steps = running.stage.name, self.config.steps
         logger.info("resumed stage %r at step %d of %d", name, running.step, steps)
 
