@@ -474,11 +474,11 @@ def test_a_repetition_without_a_seed_goes_on_with_the_one_it_had(sampler, tmp_pa
 
 
 def test_a_full_disk_leaves_nothing_half_written_in_the_work_folder(sampler, tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(path, tensors):
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(work_module, "save_file", full)
+    monkeypatch.setattr(work_module, "write_tensors", full)
     with pytest.raises(CheckpointError, match="No space left"):
         sampler("a", seed=0, work=tmp_path / "work")
     assert [p.name for p in (tmp_path / "work").rglob("*") if p.is_file()] == ["work.json"]

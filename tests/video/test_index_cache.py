@@ -207,7 +207,7 @@ def test_a_full_disk_and_killed_processes_leave_nothing(
     dead = dead.with_name(dead.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
     for file in (dead, alive):
         file.write_text("{")
-    parts._clean.cache_clear()  # as in a new process
+    parts._clean_once.cache_clear()  # as in a new process
     cache.store(record)
     assert (dead.exists(), alive.exists(), entry.exists()) == (False, True, True)
 
