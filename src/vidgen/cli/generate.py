@@ -48,6 +48,10 @@ Strength = Annotated[
 Pins = Annotated[
     list[str] | None, typer.Option(metavar="FRAME=FILE", help="A picture that is this frame. Repeatable.")
 ]
+Repositories = Annotated[
+    list[str] | None,
+    typer.Option(metavar="USER/REPO", help="Of the hub, that the checkpoint may have loaded, too. Repeatable."),
+]
 
 _NAMES = {"steps": "num_inference_steps", "num_videos": "num_videos_per_prompt", "pin": "pins"}
 """Options whose name in Python is another."""
@@ -80,6 +84,7 @@ def generate(
     sheet: Sheet = None,
     sheet_columns: Columns = 8,
     option: Annotated[list[str] | None, typer.Option(help="The strategy's own: NAME=VALUE.")] = None,
+    repository: Repositories = None,
     device: Device = None,
     quiet: Quiet = 0,
     verbose: Verbose = 0,
@@ -115,14 +120,14 @@ def _draw(paths: list[Path], sheet: Path, columns: int) -> None:
 def _run(checkpoint: str, device: str | None, given: dict[str, Any]) -> list[Path]:
     from vidgen.cli.pictures import pictures
 
-    assignments = given.pop("option") or []
+    assignments, repositories = given.pop("option") or [], given.pop("repository") or ()
     arguments = {_NAMES.get(name, name): value for name, value in given.items()}
     options = _options(assignments, arguments)
     arguments |= pictures(arguments)
     arguments["frames"] = span(arguments["frames"], "--frames")
     from vidgen.sampling import load
 
-    sampler = load(checkpoint, device=device)
+    sampler = load(checkpoint, device=device, repositories=repositories)
     if logs.is_quiet():
         sampler.set_progress_bar_config(disable=True)
     asked = {name: value for name, value in arguments.items() if value is not None}
