@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from vidgen import __version__, plugins
 from vidgen.cli import app
+from vidgen.errors import CheckpointError
 from vidgen.video import Video, VideoWriter, read_metadata
 
 SMALL = [
@@ -463,3 +464,17 @@ def test_interrupt_is_130(trained, monkeypatch):
 
     monkeypatch.setattr(Sampler, "__call__", interrupt)
     assert "interrupted" in run("generate", trained / "run", code=130).stderr
+
+
+def test_repositories_are_allowed_by_name(monkeypatch):
+    asked = {}
+
+    def load(source, **arguments):
+        asked.update(arguments, source=source)
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr("vidgen.sampling.load", load)
+    run("generate", "ann/video", "a red circle", "--repository", "bob/codec", "--repository", "c/d", code=1)
+    assert asked["repositories"] == ["bob/codec", "c/d"]
+    run("generate", "ann/video", "a red circle", code=1)
+    assert not asked["repositories"]

@@ -14,6 +14,7 @@ import vidgen
 from vidgen import plugins
 from vidgen.classifier import load_classifier
 from vidgen.codecs import load_codec
+from vidgen.components import find_component
 from vidgen.conditioning import VocabularyEncoder
 from vidgen.metrics.prompts import expected_spec, prompt_accuracy, prompt_set
 from vidgen.sampling import Sampler
@@ -228,7 +229,7 @@ def test_what_the_global_model_shows_comes_from_v(global_model: Sampler) -> None
 def test_parts_of_the_image_model_load_with_diffusers() -> None:
     folder = plugins.model_folder("shapes/ldm")
     strategy = vidgen.load("shapes/ldm", device="cpu").strategy
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="codec", use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(find_component(folder, "codec"), use_safetensors=True)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     text = VocabularyEncoder.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)

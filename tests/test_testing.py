@@ -304,6 +304,18 @@ CAUSES = {
         broken(component_types={k: v for k, v in Toy.component_types.items() if k != "scale"}),
         {"components are declared": r"\['codec', 'network'\], the strategy holds"},
     ),
+    "unknown component for training": (
+        broken(training_only=("scales",)),
+        {"shared without what only training needs": r"names \['scales'\], which component_types does not"},
+    ),
+    "nothing to train again from": (
+        broken(training_only=("scale",)),
+        {"shared without what only training needs": "makes no 'scale'; override fresh"},
+    ),
+    "another network to train again from": (
+        broken(training_only=("scale",), fresh=lambda self, component: ToyNetwork()),
+        {"shared without what only training needs": r"fresh\('scale'\) gives ToyNetwork; expected one of"},
+    ),
     "loose configuration": (
         type("Broken", (Toy,), {"Config": LooseConfig}),
         {"configuration survives JSON": "tuples, not lists"},

@@ -77,10 +77,16 @@ Strength = Annotated[
 Pins = Annotated[
     list[str] | None, typer.Option(metavar="FRAME=FILE", help="A picture that is this frame. Repeatable.")
 ]
+Repositories = Annotated[
+    list[str] | None,
+    typer.Option(metavar="USER/REPO", help="Of the hub, that the checkpoint may have loaded, too. Repeatable."),
+]
 
 _NAMES = {"steps": "num_inference_steps", "num_videos": "num_videos_per_prompt", "pin": "pins"}
-_APART = ("checkpoint", "device", "quiet", "verbose", "more_prompts", "prompt_file", "option")
 """Options whose name in Python is another."""
+
+_APART = ("checkpoint", "repository", "device", "quiet", "verbose", "more_prompts", "prompt_file", "option")
+"""Options that are no arguments of the sampler's call."""
 
 
 def generate(
@@ -116,6 +122,7 @@ def generate(
     captions: Annotated[bool, typer.Option(help="Also write each prompt beside its video, as .txt.")] = False,
     overwrite: Overwrite = False,
     option: Annotated[list[str] | None, typer.Option(help="The strategy's own: NAME=VALUE.")] = None,
+    repository: Repositories = None,
     device: Device = None,
     quiet: Quiet = 0,
     verbose: Verbose = 0,
@@ -137,7 +144,7 @@ def generate(
         check_sheet(sheet, mark, overwrite=overwrite)
     if captions and not overwrite:
         check_captions(_paths(out, len(prompts)), prompts)
-    paths = _run(checkpoint, device, arguments)
+    paths = _run(checkpoint, device, repository or [], arguments)
     if captions:
         write_captions(paths, prompts)
     if sheet is not None:
@@ -192,10 +199,10 @@ def _check_places(
     refuse_inputs(outputs, () if arguments["overwrite"] else inputs)
 
 
-def _run(checkpoint: str, device: str | None, arguments: dict[str, Any]) -> list[Path]:
+def _run(checkpoint: str, device: str | None, repositories: list[str], arguments: dict[str, Any]) -> list[Path]:
     from vidgen.sampling import load
 
-    sampler = load(checkpoint, device=device)
+    sampler = load(checkpoint, device=device, repositories=repositories)
     if logs.is_quiet():
         sampler.set_progress_bar_config(disable=True)
     result: Any = sampler(**arguments)

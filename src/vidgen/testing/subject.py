@@ -195,7 +195,8 @@ def subject_of(
     that is given as a class, small noise is added, as if it was trained. ``source`` keeps its own.
     """
     built = source or checkpoint.build(kind, config, seed=seed)
-    checkpoint.complete(built, seed=seed)
+    if source is not None:  # of a checkpoint that was shared, perhaps
+        checkpoint.complete(source, seed=seed)
     data = data or _shapes(built.defaults, seed)
     dataset = open_dataset(data, progress=False)
     if prompts is not None:
