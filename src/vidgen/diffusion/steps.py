@@ -32,8 +32,11 @@ _SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "us
 _CORRECTED = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler"}
 _LARGEST_RATIO = 6.0
 """Between the sigmas of a step; beyond it a correction adds more error than it takes."""
-_LARGEST_SHARE, _LEAST_SHARE = 10.0, 0.03
-"""Of the way that one step may take: so many times an even step's, or the second number where that is more."""
+_THIRD_ORDER = {"DPMSolverMultistepScheduler", "UniPCMultistepScheduler"}
+_LARGEST_SHARE, _LARGEST_THIRD_SHARE, _LEAST_SHARE = 9.0, 5.0, 0.03
+"""Of the way that one step may take: so many times an even step's; the last number is never too much."""
+_LARGEST_NOISE_RATIO = 10.0
+"""Between the first two sigmas of PNDM where the network predicts noise."""
 _LARGEST_SNR = 0.5
 """Signal over noise, in power, where a solution may begin from noise alone."""
 
@@ -141,14 +144,26 @@ def _by_label(scheduler: Any, count: int) -> Steps:
         # The Runge-Kutta steps at its start also ask in the middle between two timesteps.
         middles = np.append(grid[1:] - np.diff(grid) // 2, grid[-1])
         points = np.stack([grid, middles], axis=1).flatten()
-    alphas = scheduler.alphas_cumprod
-    if kind_of(scheduler) == "PNDMScheduler":  # it divides by them
-        alphas = finite_alphas(alphas)
+    sigmas, alphas = sigmas_of(scheduler)[torch.from_numpy(grid[::-1].copy())].numpy(), scheduler.alphas_cumprod
+    _check_lengths(scheduler, np.append(sigmas, 0.0))
+    if kind_of(scheduler) == "PNDMScheduler":
+        _check_noise_ratio(scheduler, sigmas)
+        alphas = finite_alphas(alphas)  # it divides by them
     scheduler.alphas_cumprod = alphas[torch.from_numpy(points)]
     scheduler.register_to_config(num_train_timesteps=len(points), timestep_spacing="leading", steps_offset=0)
     scheduler.set_timesteps(len(grid))
     times = torch.from_numpy(points)[scheduler.timesteps]
     return Steps(scheduler, times, scheduler.timesteps, None, tuple(range(len(grid))))
+
+
+def _check_noise_ratio(scheduler: Any, sigmas: _Floats) -> None:
+    """Refuse a first step over which a scheduler that extrapolates the noise would multiply its error."""
+    if prediction_of(scheduler) == "epsilon" and sigmas[0] > _LARGEST_NOISE_RATIO * sigmas[1]:
+        raise SchedulerError(
+            f"{type(scheduler).__name__} extrapolates the predicted noise, and its first step leads from sigma "
+            f"{sigmas[0]:.4g} to {sigmas[1]:.4g}: errors grow as much. Use timestep_spacing='leading', "
+            "DPMSolverMultistepScheduler or UniPCMultistepScheduler."
+        )
 
 
 def _timesteps(spacing: str, count: int, train: int, offset: int) -> NDArray[np.int64]:
@@ -195,7 +210,9 @@ def _by_sigma(scheduler: Any, count: int) -> Steps:
     elif kind == "FlowMatchHeunDiscreteScheduler":
         starts = tuple(range(0, 2 * len(sigmas) - 1, 2))
         sigmas = np.append(sigmas[:1], sigmas[1:].repeat(2))
-    scheduler.sigmas = torch.from_numpy(np.append(sigmas, last)).float()
+    scheduler.sigmas = torch.from_numpy(np.append(sigmas, last))
+    if kind != "DEISMultistepScheduler" or scheduler.config.solver_order < 3:
+        scheduler.sigmas = scheduler.sigmas.float()  # as diffusers'; third differences need more digits
     if kind == "KDPM2DiscreteScheduler":
         sigmas = _set_middles(scheduler, starts, first_order)
     scheduler.timesteps = times = _times(scheduler, sigmas, table)
@@ -218,9 +235,7 @@ def _end(scheduler: Any, kind: str, last: float, least: float) -> float:
         return least  # at 0 its coefficients are infinite
     if kind == "UniPCMultistepScheduler" and last == 0:
         scheduler.register_to_config(lower_order_final=True)
-    # Of a flow, these two end where their last step begins, with its noise.
-    stays = kind == "DEISMultistepScheduler" or (kind == "UniPCMultistepScheduler" and last > 0)
-    return min(last, least) if stays else last
+    return min(last, least)  # of a flow some end where their last step begins, or above it
 
 
 def _is_spaced(scheduler: Any) -> bool:
@@ -299,18 +314,26 @@ def _check_sigmas(scheduler: Any, sigmas: _Floats, table: _Floats | None) -> Non
 
 
 def _check_lengths(scheduler: Any, sigmas: _Floats) -> None:
-    """Refuse steps of which one takes most of the way, however many there are.
+    """Refuse steps of which one takes most of the way, and an order that steps so uneven do not bear.
 
     The way is an angle, whose tangent is noise over signal: a quarter turn from noise to data.
     """
     flow = process_of(scheduler) == "flow"
     angles = np.arctan2(sigmas, 1 - sigmas if flow else 1.0)
     share, count = float((angles[:-1] - angles[1:]).max() / (np.pi / 2)), len(sigmas) - 1
-    if share > max(_LARGEST_SHARE / count, _LEAST_SHARE):
+    name = f"{type(scheduler).__name__} with {_settings(scheduler)}"
+    if count > 1 and share > max(min(_LARGEST_SHARE / count, 0.9), _LEAST_SHARE):
         raise SchedulerError(
-            f"{type(scheduler).__name__} with {_settings(scheduler)} takes {share:.0%} of the way from noise "
-            f"to data in one of {count} steps: the others hardly count. Leave out what spaces the sigmas, "
-            "such as use_beta_sigmas, or a large shift; timestep_spacing='trailing' is even."
+            f"{name} takes {share:.0%} of the way from noise to data in one of {count} steps: the others "
+            "hardly count. Leave out what spaces the sigmas, such as use_beta_sigmas, or a large shift; "
+            "timestep_spacing='trailing' is even."
+        )
+    third = kind_of(scheduler) in _THIRD_ORDER and scheduler.config.solver_order > 2
+    if third and share > max(_LARGEST_THIRD_SHARE / count, 0.3):
+        raise SchedulerError(
+            f"{name} has solver_order={scheduler.config.solver_order} and takes {share:.0%} of the way from "
+            f"noise to data in one of {count} steps: it overshoots. Use solver_order=2, more steps, or "
+            "timestep_spacing='trailing' alone."
         )
 
 
