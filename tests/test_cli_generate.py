@@ -42,7 +42,7 @@ class Recorder:
 def recorder(monkeypatch):
     sampler = Recorder()
 
-    def load(source, *, device):
+    def load(source, *, device, repositories=()):
         sampler.source = source
         return sampler
 
@@ -54,7 +54,7 @@ def recorder(monkeypatch):
 def generating(monkeypatch):
     """A sampler that really generates, small and untrained."""
 
-    def load(source, *, device):
+    def load(source, *, device, repositories=()):
         return Sampler(toy())
 
     monkeypatch.setattr("vidgen.sampling.load", load)
