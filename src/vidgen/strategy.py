@@ -22,7 +22,7 @@ from vidgen.diffusion import Denoiser, Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan, Slot
-from vidgen.shapes import Latents, Tokens
+from vidgen.tensors import Latents, Tokens
 from vidgen.trainable import Trainable
 from vidgen.video.dataset import ClipBatch, ClipDataset
 from vidgen.weights import digest_of

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import Clip, FrameBatch
+from vidgen.tensors import Clip, FrameBatch
 
 __all__ = ["PIXELS_AT_ONCE", "Codec", "Encoded", "EncodedFrames", "FrameCodec", "FrameStream"]
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from vidgen.codecs.base import EncodedFrames, FrameCodec
 from vidgen.codecs.vae import Scale, VaeCodec
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import FrameBatch
+from vidgen.tensors import FrameBatch
 
 __all__ = ["ImageCodec"]
 

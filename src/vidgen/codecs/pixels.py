@@ -14,7 +14,7 @@ from torch import Tensor
 from vidgen.codecs.base import EncodedFrames, FrameCodec
 from vidgen.codecs.moments import Moments
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import FrameBatch
+from vidgen.tensors import FrameBatch
 
 __all__ = ["PixelCodec", "measure"]
 

@@ -14,7 +14,7 @@ from vidgen.codecs.base import Encoded, FrameStream
 from vidgen.codecs.tiles import tiled
 from vidgen.codecs.vae import Scale, VaeCodec
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import Clip
+from vidgen.tensors import Clip
 
 __all__ = ["VideoCodec"]
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from vidgen.shapes import Tokens
+from vidgen.tensors import Tokens
 
 __all__ = ["TextEncoder", "nearest"]
 

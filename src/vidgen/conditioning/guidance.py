@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import KnownMask, Latents, Tokens
+from vidgen.tensors import KnownMask, Latents, Tokens
 
 __all__ = ["Conditioning", "guide"]
 

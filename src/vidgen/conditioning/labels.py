@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidgen.conditioning.encoder import TextEncoder, nearest
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import Tokens
+from vidgen.tensors import Tokens
 
 __all__ = ["ClassEncoder"]
 

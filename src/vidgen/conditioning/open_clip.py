@@ -17,7 +17,7 @@ from vidgen.conditioning.open_clip_source import OpenClipSource, on_meta
 from vidgen.conditioning.open_clip_trust import check_repository
 from vidgen.config import read_json, write_json
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, shown
-from vidgen.shapes import Tokens
+from vidgen.tensors import Tokens
 from vidgen.weights import weight_hash
 
 __all__ = ["LAYERS", "OpenClipImageEncoder", "OpenClipTextEncoder"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidgen.conditioning import Conditioning
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import KnownMask, Latents
+from vidgen.tensors import KnownMask, Latents
 from vidgen.trainable import TrainingStep
 
 __all__ = ["GivenFrames", "mark_given", "sample_known"]

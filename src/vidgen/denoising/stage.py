@@ -10,8 +10,8 @@ from torch import Tensor
 from vidgen.conditioning import ClassEncoder, Conditioning
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import KnownMask, Latents
 from vidgen.strategy import Strategy
+from vidgen.tensors import KnownMask, Latents
 from vidgen.trainable import Loss, OptimizerGroup, Stage, TrainingStep
 from vidgen.video.dataset import ClipBatch
 

@@ -18,8 +18,8 @@ from vidgen.denoising.config import ClipConfig
 from vidgen.denoising.stage import DenoisingStage
 from vidgen.diffusion import Denoiser
 from vidgen.plans import Call, Plan
-from vidgen.shapes import KnownMask, Latents
 from vidgen.strategy import Canvas, Defaults, Request, Strategy, check_window
+from vidgen.tensors import KnownMask, Latents
 from vidgen.trainable import Stage, TrainingStep
 from vidgen.video.dataset import ClipDataset
 

@@ -24,7 +24,7 @@ from vidgen.diffusion.schedulers import (
 )
 from vidgen.diffusion.steps import prepared
 from vidgen.errors import InvalidArgumentError, SchedulerError
-from vidgen.shapes import Latents
+from vidgen.tensors import Latents
 
 __all__ = ["Denoiser", "Diffusion", "Source", "StepCallback"]
 

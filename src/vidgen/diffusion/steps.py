@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidgen.diffusion.schedulers import finite_alphas, kind_of, prediction_of, process_of, sigmas_of
 from vidgen.errors import InvalidArgumentError, SchedulerError
-from vidgen.shapes import Latents
+from vidgen.tensors import Latents
 
 __all__ = ["Steps", "prepared"]
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.shapes import FrameBatch
+from vidgen.tensors import FrameBatch
 
 __all__ = ["check_frames", "over_space", "over_time"]
 

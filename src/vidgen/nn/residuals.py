@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
-from vidgen.shapes import FrameBatch
+from vidgen.tensors import FrameBatch
 
 __all__ = ["StageResiduals", "StageSite", "stage_sites"]
 

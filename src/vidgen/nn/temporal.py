@@ -16,7 +16,7 @@ from vidgen.nn.checkpointing import checkpoint
 from vidgen.nn.rearrange import check_frames, over_time
 from vidgen.nn.transformer import SelfAttention
 from vidgen.nn.zero import zeroed
-from vidgen.shapes import FrameBatch, Tokens
+from vidgen.tensors import FrameBatch, Tokens
 
 __all__ = ["SpaceTimeAttention", "TemporalAttention", "TemporalConv"]
 

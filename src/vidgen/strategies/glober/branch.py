@@ -28,7 +28,7 @@ from vidgen.nn import CrossAttention, checkpoint, flop_counter
 from vidgen.nn.residuals import StageSite, stage_sites
 from vidgen.nn.unet import token_width
 from vidgen.nn.zero import zeroed
-from vidgen.shapes import FrameBatch, Tokens
+from vidgen.tensors import FrameBatch, Tokens
 
 __all__ = ["GlobalBranch", "GlobalFeature", "IndexVectors", "Residuals"]
 

@@ -14,8 +14,8 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.nn import checkpoint, use_attend
 from vidgen.nn.residuals import StageResiduals, stage_sites
 from vidgen.nn.unet import check_takes_time_and_tokens, times_per_frame, token_width
-from vidgen.shapes import Latents, Tokens
 from vidgen.strategies.glober.branch import GlobalBranch, GlobalFeature, IndexVectors, Residuals
+from vidgen.tensors import Latents, Tokens
 
 __all__ = ["FrameDecoder", "GlobalBranch", "Residuals"]
 

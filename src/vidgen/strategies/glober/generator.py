@@ -18,7 +18,7 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.nn import CrossAttention, SelfAttention
 from vidgen.nn.recompute import Recomputed, RecomputingModel
 from vidgen.nn.zero import zeroed
-from vidgen.shapes import Tokens
+from vidgen.tensors import Tokens
 
 __all__ = ["GlobalGenerator"]
 

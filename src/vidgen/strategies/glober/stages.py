@@ -14,7 +14,6 @@ from vidgen.codecs import FrameCodec
 from vidgen.conditioning import Conditioning
 from vidgen.denoising import DenoisingStage
 from vidgen.noise import Independent
-from vidgen.shapes import KnownMask, Latents
 from vidgen.strategies.glober.cra import (
     DISCRIMINATOR_FAKE,
     DISCRIMINATOR_FAKE_UNORDERED,
@@ -29,6 +28,7 @@ from vidgen.strategies.glober.cra import (
     pair_weights,
     timestep_gate,
 )
+from vidgen.tensors import KnownMask, Latents
 from vidgen.trainable import Loss, OptimizerGroup, TrainingStep
 from vidgen.video.dataset import ClipBatch
 

@@ -18,7 +18,6 @@ from vidgen.denoising import DenoisingStrategy
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.plans import Call, Plan, chunks
-from vidgen.shapes import Latents
 from vidgen.strategies.glober.branch import GlobalBranch, Residuals
 from vidgen.strategies.glober.config import GLOBERConfig, GLOBEROptions
 from vidgen.strategies.glober.decoder import FrameDecoder
@@ -28,6 +27,7 @@ from vidgen.strategies.glober.index import IndexEmbedding
 from vidgen.strategies.glober.stages import AutoencoderStage, GeneratorStage
 from vidgen.strategies.glober.video_encoder import Posterior, VideoEncoder, keyframes
 from vidgen.strategy import Canvas, Request
+from vidgen.tensors import Latents
 from vidgen.trainable import Stage
 
 __all__ = ["GLOBAL", "GLOBER"]

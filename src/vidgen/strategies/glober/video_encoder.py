@@ -26,8 +26,8 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.nn import SelfAttention, over_space, over_time
 from vidgen.nn.recompute import Recomputed, RecomputingModel
 from vidgen.nn.zero import zeroed
-from vidgen.shapes import FrameBatch, Latents, Tokens
 from vidgen.strategies.glober.index import index_period, index_scale
+from vidgen.tensors import FrameBatch, Latents, Tokens
 
 __all__ = ["Posterior", "VideoEncoder", "keyframes"]
 

@@ -14,8 +14,8 @@ from vidgen.conditioning import Conditioning
 from vidgen.denoising import DenoisingStrategy
 from vidgen.nn import use_attend
 from vidgen.plans import Plan, chunks
-from vidgen.shapes import Latents
 from vidgen.strategies.ldm.config import LDMConfig
+from vidgen.tensors import Latents
 
 __all__ = ["LDM"]
 

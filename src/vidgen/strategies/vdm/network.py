@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import Inflation, TemporalLayers, checkpoint
 from vidgen.nn.unet import check_takes_time_and_tokens, times_per_frame, token_width
-from vidgen.shapes import KnownMask, Latents, Tokens
+from vidgen.tensors import KnownMask, Latents, Tokens
 
 __all__ = ["MASK_CHANNELS", "VideoUNet"]
 

@@ -16,10 +16,10 @@ from vidgen.denoising import DenoisingStrategy, GivenFrames
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import TemporalLayers
 from vidgen.plans import Call, Plan, all_at_once, autoregressive, chunks
-from vidgen.shapes import KnownMask, Latents
 from vidgen.strategies.vdm.config import VDMConfig, VDMOptions
 from vidgen.strategies.vdm.network import MASK_CHANNELS, VideoUNet
 from vidgen.strategy import Canvas, Request
+from vidgen.tensors import KnownMask, Latents
 from vidgen.trainable import TrainingStep
 
 __all__ = ["VDM"]
