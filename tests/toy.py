@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
@@ -11,9 +12,11 @@ from torch import nn
 
 from vidgen.codecs import PixelCodec
 from vidgen.conditioning import Conditioning
+from vidgen.level_model import LevelModel
 from vidgen.noise import Decomposed
 from vidgen.plans import all_at_once, autoregressive
-from vidgen.strategy import Defaults, Strategy
+from vidgen.request import Defaults
+from vidgen.strategy import Strategy
 from vidgen.trainable import Loss, OptimizerGroup, Stage
 
 
@@ -56,11 +59,12 @@ class ToyStage(Stage):
     def losses(self, batch, step):
         s = self.strategy
         clean = s.codec.encode(batch.clip)
-        noise, t = step.noise(s.prior, clean), s.diffusion.sample_timesteps(step.uniform("t"))
+        level = s.levels["video"]
+        noise, t = step.noise(level.prior, clean), level.diffusion.sample_timesteps(step.uniform("t"))
         known = torch.zeros(clean.shape[0], clean.shape[2], dtype=torch.bool)
-        x_t = s.diffusion.noised(clean, noise, t)
+        x_t = level.diffusion.noised(clean, noise, t)
         prediction = s.modules["network"](x_t, t, torch.zeros(len(t)), known, clean)
-        loss = (prediction - s.diffusion.target(clean, noise, t)).square().mean()
+        loss = (prediction - level.diffusion.target(clean, noise, t)).square().mean()
         yield Loss("denoiser", loss, {"mean_t": float(t.float().mean())})
 
 
@@ -91,13 +95,37 @@ class ToyScale(ModelMixin, ConfigMixin):
         self.weight = nn.Parameter(torch.ones(1))
 
 
+class ToyLevel(LevelModel):
+    def __init__(self, strategy, name):
+        super().__init__(name, strategy.diffusion_of(name), prior=Decomposed(lam=0.3), num_inference_steps=4)
+        self.strategy = strategy
+
+    def shape(self, request):
+        return self.strategy.codec.latent_shape(request.height, request.width)
+
+    def condition(self, call, canvas, request):
+        shape = self.shape(request)
+        known = torch.zeros(1, len(call.frames), dtype=torch.bool)
+        clean = torch.zeros(1, shape[0], len(call.frames), *shape[1:])
+        other = 0.0
+        for slot in call.given:
+            if slot[0] != call.level:  # a coarser level or a global feature
+                other += float(canvas[slot].mean()) * (1 + slot[1] % 3)
+            else:
+                i = call.frames.index(slot[1])
+                known[0, i], clean[0, :, i] = True, canvas[slot]
+        first = min(frame for _, frame in call.emits)
+        words = sum(map(ord, request.prompt_at(self.strategy.codec.frames_of_latent(first).start))) % 97 / 97
+        return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words + other])})
+
+    def denoise(self, x_t, t, cond):
+        return self.strategy.modules["network"](x_t, t, cond.extras["prompt"], cond.known, cond.clean)
+
+
 class Toy(Strategy):
     name = "toy"
     Config = ToyConfig
     component_types = {"codec": (PixelCodec,), "network": (ToyNetwork,), "scale": (ToyScale,)}  # noqa: RUF012
-
-    def __init__(self, config, modules, scheduler):
-        super().__init__(config, modules, scheduler, Decomposed(lam=0.3))
 
     @classmethod
     def create(cls, config):
@@ -110,9 +138,13 @@ class Toy(Strategy):
         scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False, timestep_spacing="trailing")
         return cls(config, modules, scheduler)
 
+    @cached_property
+    def levels(self):
+        return {name: ToyLevel(self, name) for name in ("global", "coarse", "x1", "root", "video")}
+
     @property
     def defaults(self):
-        return Defaults(num_frames=8, height=8, width=8, fps=4.0, num_inference_steps=4)
+        return Defaults(num_frames=8, height=8, width=8, fps=4.0)
 
     def plan(self, num_frames):
         c = self.config
@@ -121,25 +153,6 @@ class Toy(Strategy):
             if num_frames <= c.window
             else autoregressive(num_frames, c.window, c.context)
         )
-
-    def condition(self, call, canvas, request):
-        shape = self.slot_shape(call, request)
-        known = torch.zeros(1, len(call.frames), dtype=torch.bool)
-        clean = torch.zeros(1, shape[0], len(call.frames), *shape[1:])
-        other = 0.0
-        for slot in call.given:
-            if slot[0] != call.level:  # a coarser level or a global feature
-                other += float(canvas[slot].mean()) * (1 + slot[1] % 3)
-            else:
-                i = call.frames.index(slot[1])
-                known[0, i], clean[0, :, i] = True, canvas[slot]
-        first = min(frame for _, frame in call.emits)
-        words = sum(map(ord, request.prompt_at(self.codec.frames_of_latent(first).start))) % 97 / 97
-        return Conditioning(known=known, clean=clean, extras={"prompt": torch.tensor([words + other])})
-
-    def denoiser(self, call):
-        network = self.modules["network"]
-        return lambda x, t, cond: network(x, t, cond.extras["prompt"], cond.known, cond.clean)
 
     def stages(self):
         return (ToyStage(self), ToyScaleStage(self))[: self.config.stages]

@@ -27,10 +27,12 @@ from vidgen.components import find_component
 from vidgen.conditioning import ClassEncoder, Conditioning, TextEncoder, VocabularyEncoder
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, VidgenError
+from vidgen.level_model import CallBatch
 from vidgen.nn import flop_counter
 from vidgen.plans import Call, Plan
 from vidgen.recipe import Recipe
-from vidgen.strategy import Canvas, Request, Strategy
+from vidgen.request import Canvas, Request
+from vidgen.strategy import Strategy
 from vidgen.trainable import StageRecord, TrainingRecord
 from vidgen.video.dataset import PROCEDURAL, open_dataset
 
@@ -84,9 +86,9 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
         ``checkpoint`` and ``strategy`` by name; ``components``, each with its ``class`` and number of
         ``parameters``, and the checkpoint that it is stored in where it comes ``from`` another;
         ``training``: its ``stages``, whether it is ``finished``, and on what ``data``, or None where the
-        checkpoint does not say. Of a strategy also ``defaults`` (frames, size, rate, guidance
-        scale and solver steps), ``prompts`` (their ``kind``, and ``words`` or ``classes`` where these are
-        all; None where there are none), and ``gmacs_per_call`` and ``plan`` as from ``describe``.
+        checkpoint does not say. Of a strategy also ``defaults`` (frames, size and rate; scheduler, steps and
+        guidance scale of each level in ``levels``), ``prompts`` (their ``kind``, and ``words`` or ``classes``
+        where these are all; None where there are none), ``gmacs_per_call`` and ``plan`` as from ``describe``.
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be read.
@@ -108,10 +110,15 @@ def describe_checkpoint(source: str | Path, *, num_frames: int | None = None) ->
     return found | {
         "components": _components(strategy.num_parameters(), _classes(strategy), index["components"]),
         "training": training,
-        "defaults": asdict(strategy.defaults),
+        "defaults": asdict(strategy.defaults) | {"levels": _levels(strategy)},
         "prompts": _prompts(strategy.text_encoder),
         **_cost(strategy.to("meta"), num_frames),  # only shapes are looked at from here on
     }
+
+
+def _levels(strategy: Strategy) -> dict[str, dict[str, Any]]:
+    found = {name: model.settings().plain() for name, model in strategy.levels.items()}
+    return {name: {key: x for key, x in own.items() if key != "eta"} for name, own in found.items()}
 
 
 def _classes(strategy: Strategy) -> dict[str, str]:
@@ -169,7 +176,7 @@ def _check_frames(num_frames: int | None) -> None:
 def _cost(strategy: Strategy, num_frames: int | None) -> dict[str, Any]:
     """Return what the plan of a video is, and what a call costs, of a strategy on the meta device."""
     request = _request(strategy, num_frames)
-    plan = strategy.plan(strategy.codec.latent_frames(request.num_frames))
+    plan = strategy.plan_for(request)
     return {
         "gmacs_per_call": _macs_on_meta(strategy, plan, request) / 1e9,
         "plan": {
@@ -192,32 +199,45 @@ def macs_per_call(strategy: Strategy, plan: Plan, request: Request) -> float:
     kinds = Counter[Hashable]()
     examples: dict[Hashable, Call] = {}
     for call in plan.calls:
-        kind = (strategy.batch_key(call), len(call.frames), strategy.slot_shape(call, request))
+        kind = (call.level, strategy.levels[call.level].batch_key(call))
         kinds[kind] += 1
         examples.setdefault(kind, call)
     total = sum(count * _macs(strategy, plan, examples[kind], request) for kind, count in kinds.items())
     return total / plan.num_calls
 
 
+class _OneEvaluation(CallBatch):
+    """A batch whose solver asks the network once, and no more."""
+
+    def solve(self, denoise: Denoiser, start: Tensor | None = None, cond: Conditioning | None = None) -> Tensor:
+        """Evaluate ``denoise`` in the middle of the schedule."""
+        diffusion = self.settings.diffusion
+        if diffusion is None:
+            return super().solve(denoise, start, cond)  # says what is missing
+        self._solved = True
+        start = self.noise() if start is None else start
+        t = diffusion.sample_timesteps(torch.full((len(start),), 0.5)).to(start.device)
+        return denoise(start, t, self.cond if cond is None else cond)
+
+
 @torch.no_grad()
 def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float:
     """Count one evaluation of the network that answers ``call``."""
-    device = strategy.device
+    device, model = strategy.device, strategy.levels[call.level]
     canvas = Canvas()  # on the CPU, as the sampler's; a handful of frames of latents
     for slot in call.given:
-        canvas[slot] = torch.zeros(strategy.slot_shape(plan.producer(slot) or call, request))
-    cond = Conditioning.collate([strategy.condition(call, canvas, request)]).positive().to(device)
-    c, h, w = strategy.slot_shape(call, request)
-    start = torch.zeros(1, c, len(call.frames), h, w, device=device)
-    t = strategy.diffusion.sample_timesteps(torch.full((1,), 0.5)).to(device)
-
-    def evaluate(denoise: Denoiser, start: Tensor, cond: Conditioning) -> Tensor:
-        return denoise(start, t, cond)
-
+        canvas[slot] = torch.zeros(strategy.slot_shape(plan.producer(slot) or call, slot, request))
+    cond = Conditioning.collate([model.condition(call, canvas, request)]).positive().to(device)
+    batch = _OneEvaluation(model, (call,), (request,), cond, device)
     # The counter hooks what needs gradients, and fails on views of it that have none here.
     with _without_gradients(strategy), flop_counter() as counter:
-        strategy.answer(call, evaluate, start, cond)
-    return float(counter.get_total_flops()) / 2  # PyTorch counts a multiplication and an addition as two
+        model.answer(batch)
+    flops = float(counter.get_total_flops())
+    settings = request.levels[call.level]
+    # A loop of the level's own was counted whole, the solver for one evaluation.
+    loop = 1 if settings.diffusion is None else settings.diffusion.num_evaluations(settings.num_inference_steps)
+    evaluations = 1 if batch.solved else model.evaluations(call, loop)
+    return flops / 2 / max(1, evaluations)  # PyTorch counts a multiplication and an addition as two
 
 
 @contextmanager
@@ -284,6 +304,6 @@ def _request(strategy: Strategy, num_frames: int | None) -> Request:
         height=d.height,
         width=d.width,
         fps=d.fps,
-        guidance_scale=1.0,
+        levels={name: replace(model.settings(), guidance_scale=1.0) for name, model in strategy.levels.items()},
         options=strategy.Options(),
     )

@@ -1,4 +1,4 @@
-"""What a video diffusion strategy is: its components, plan, conditions and training stages.
+"""What a video diffusion strategy is: its components, its level models, its plan and its training stages.
 
 A strategy says *what*; ``vidgen.sampling`` and ``vidgen.training`` do. To add one, subclass ``Strategy``
 and name it in the entry point group ``vidgen.strategies``.
@@ -8,119 +8,31 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
 from vidgen.codecs import Codec
-from vidgen.conditioning import Conditioning, TextEncoder, VocabularyEncoder
-from vidgen.diffusion import Denoiser, Diffusion
-from vidgen.errors import InvalidArgumentError, PlanError
-from vidgen.noise import NoisePrior
+from vidgen.conditioning import TextEncoder, VocabularyEncoder
+from vidgen.diffusion import Diffusion
+from vidgen.errors import InvalidArgumentError, PlanError, SchedulerError, UnknownNameError
+from vidgen.level_model import LevelModel
 from vidgen.plans import Call, Plan, Slot
+from vidgen.request import Defaults, Request
 from vidgen.tensors import Latents, Tokens
-from vidgen.trainable import Trainable
+from vidgen.trainable import Stage, Trainable
 from vidgen.video.dataset import ClipBatch, ClipDataset
-from vidgen.weights import digest_of
 
-__all__ = [
-    "Canvas",
-    "Defaults",
-    "Prompt",
-    "Request",
-    "Solve",
-    "Strategy",
-    "check_window",
-]
+__all__ = ["Schedulers", "Strategy", "check_window"]
 
 logger = logging.getLogger("vidgen")
 
-Prompt = str | Mapping[int, str]
-"""One text for the whole video, or ``{first frame: text}``: each text holds until the next begins."""
-
-
-class Canvas(dict[Slot, Tensor]):
-    """What is known of one video while it is made: ``(level, frame) -> tensor (c h w)``, on the CPU."""
-
-    def stack(self, slots: tuple[Slot, ...]) -> Tensor:
-        """Return the tensors of ``slots`` as one clip, ``c f h w``."""
-        return torch.stack([self[slot] for slot in slots], dim=1)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for one video.
-
-    Args:
-        prompt: text, or texts by first frame.
-        negative_prompt: what guidance moves away from; ``""`` is the unconditional prompt.
-        seed: the 63-bit seed of all its noise.
-        num_frames: video frames.
-        height, width: in pixels.
-        fps: frames per second of the result.
-        guidance_scale: 1 turns guidance off.
-        options: the strategy's own options, an instance of its ``Options``.
-        prompt_embeds, negative_prompt_embeds: token embeddings ``n d`` that stand for the texts.
-    """
-
-    prompt: Prompt
-    negative_prompt: str
-    seed: int
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    guidance_scale: float
-    options: Any = None
-    prompt_embeds: Tensor | None = None
-    negative_prompt_embeds: Tensor | None = None
-
-    def prompt_at(self, frame: int) -> str:
-        """Return the text that holds at video frame ``frame``."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        starts = [start for start in sorted(self.prompt) if start <= frame]
-        return self.prompt[starts[-1] if starts else min(self.prompt)]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Every text that an encoder will be asked for."""
-        own = () if self.prompt_embeds is not None else self._prompts
-        return own if self.negative_prompt_embeds is not None else (*own, self.negative_prompt)
-
-    @property
-    def _prompts(self) -> tuple[str, ...]:
-        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt.values())
-
-    def settings(self) -> dict[str, Any]:
-        """Return the request in plain values; embeddings by their digest."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["options"] = asdict(self.options) if is_dataclass(self.options) else self.options  # type: ignore[arg-type]
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
-            tensor = values.pop(name)
-            if tensor is not None:
-                values[name] = digest_of(tensor)
-        return values
-
-
-Solve = Callable[[Denoiser, Tensor, Conditioning], Tensor]
-"""The sampler's diffusion solver with everything but its three inputs filled in."""
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a generation uses where nothing is asked for: usually what the networks were trained on."""
-
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    guidance_scale: float = 1.0
-    num_inference_steps: int = 50
+Schedulers: TypeAlias = "SchedulerMixin | Mapping[str, SchedulerMixin] | None"
+"""One scheduler for every level that has a noise process, or ``{level: scheduler}``, or none at all."""
 
 
 @dataclass(frozen=True)
@@ -131,31 +43,37 @@ class NoOptions:
 class Strategy(Trainable):
     """Base of all strategies.
 
-    A subclass sets what a ``Trainable`` does and, where it has any, ``Options`` (a frozen dataclass of what
-    may be chosen anew for every generation). ``create`` builds it with fresh networks; a checkpoint loads the
-    components first and passes them to ``__init__``.
+    A subclass sets ``name``, ``Config``, ``component_types`` and, where it has any, ``Options`` (a frozen
+    dataclass of what may be chosen anew for every generation). It writes:
+
+    - ``create``: builds it with fresh networks. It also runs under ``torch.device("meta")``, where tensors
+      have shapes and no values, so it reads no values of tensors. A checkpoint does not call it: the
+      components are loaded first and handed to ``__init__``, so ``__init__`` takes just what the base's does.
+    - ``defaults``: what is generated if nothing else is asked for.
+    - ``levels``: the level model of every level of its plans. They live as long as the strategy: a property
+      that makes them anew each time loses what is set on them, such as another scheduler.
+    - ``plan``: which frames are made in which calls.
+    - ``stages``, if it learns: by default it has none, and training leaves it as it is.
 
     Args:
         config: an instance of the class's ``Config``.
         modules: trained and frozen networks by component name, one for each of ``component_types``; each
             is a diffusers ``ModelMixin``, so that it saves and loads alone.
-        scheduler: the diffusers scheduler of the process that the networks are trained on.
-        prior: the noise prior over frames.
+        scheduler: the diffusers scheduler of the process that the networks are trained on, one for all levels
+            or one by level; None where no level has one.
 
     Attributes:
         codec: the module called ``"codec"``.
         text_encoder: the module called ``"text_encoder"``, where there is one.
+
+    Raises:
+        InvalidArgumentError: a component is missing or of another class.
+        SchedulerError: a scheduler that vidgen cannot use.
     """
 
     Options: ClassVar[type] = NoOptions
 
-    def __init__(
-        self,
-        config: Any,
-        modules: Mapping[str, nn.Module],
-        scheduler: SchedulerMixin,
-        prior: NoisePrior,
-    ) -> None:
+    def __init__(self, config: Any, modules: Mapping[str, nn.Module], scheduler: Schedulers = None) -> None:
         super().__init__(config, modules)
         codec = modules["codec"]
         if not isinstance(codec, Codec):
@@ -166,8 +84,74 @@ class Strategy(Trainable):
         self.codec = codec
         encoder = modules.get("text_encoder")
         self.text_encoder = encoder if isinstance(encoder, TextEncoder) else None
-        self.diffusion = Diffusion(scheduler)
-        self.prior = prior
+        by_level = scheduler if isinstance(scheduler, Mapping) else {"": scheduler}
+        self._diffusions = {name: Diffusion(each) for name, each in by_level.items() if each is not None}
+
+    def diffusion_of(self, level: str) -> Diffusion:
+        """Return the noise process that was given for ``level``, or for all levels.
+
+        Raises:
+            SchedulerError: none was.
+        """
+        found = self._diffusions.get(level, self._diffusions.get(""))
+        if found is None:
+            raise SchedulerError(
+                f"level {level!r} of {self.name!r} has no scheduler; those given are for "
+                f"{sorted(self._diffusions) or 'no level'}. Give the strategy one for it."
+            )
+        return found
+
+    @property
+    @abstractmethod
+    def levels(self) -> Mapping[str, LevelModel]:
+        """The level model of every level that its plans have calls of, the video's last."""
+
+    def level(self, name: str) -> LevelModel:
+        """Return the level model ``name``.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name not in self.levels:
+            raise UnknownNameError(f"level of {self.name!r}", name, list(self.levels))
+        return self.levels[name]
+
+    def slot_shape(self, call: Call, slot: Slot, request: Request) -> tuple[int, int, int]:
+        """Return ``(c, h, w)`` of a slot that ``call`` emits: a frame of its level, or a state."""
+        model = self.levels[call.level]
+        return model.shape(request) if slot[0] == call.level else model.state_shape(slot[0], request)
+
+    @property
+    def video_level(self) -> LevelModel:
+        """The last level, whose frames are the video."""
+        return list(self.levels.values())[-1]
+
+    @property
+    def schedulers(self) -> dict[str, SchedulerMixin]:
+        """The scheduler of each level that has a noise process, by the level's name."""
+        return {name: m.diffusion.scheduler for name, m in self.levels.items() if m.diffusion is not None}
+
+    @property
+    def scheduler(self) -> SchedulerMixin | None:
+        """The video level's scheduler, or None; set a compatible one to sample with it from now on.
+
+        A scheduler, or its name, is set for every level that has a noise process; ``{level: scheduler}`` for
+        single ones. SchedulerError tells that one cannot serve its model.
+        """
+        diffusion = self.video_level.diffusion
+        return None if diffusion is None else diffusion.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin | str | Mapping[str, SchedulerMixin | str]) -> None:
+        given = scheduler if isinstance(scheduler, Mapping) else dict.fromkeys(self.schedulers, scheduler)
+        exchanged = {}
+        for name, each in given.items():
+            diffusion = self.level(name).diffusion
+            if diffusion is None:
+                raise SchedulerError(f"level {name!r} of {self.name!r} has no noise process, so no scheduler.")
+            exchanged[name] = diffusion.exchange(each)
+        for name, diffusion in exchanged.items():  # all or none
+            self.levels[name].diffusion = diffusion
 
     def adapt(self, dataset: ClipDataset) -> None:
         """Let a text encoder of words learn those of the captions that are new to it."""
@@ -187,16 +171,6 @@ class Strategy(Trainable):
             self.config = replace(self.config, words=words, max_words=longest)
 
     @property
-    def scheduler(self) -> SchedulerMixin:
-        """The scheduler of the checkpoint; set a compatible one to sample with it from now on."""
-        scheduler: SchedulerMixin = self.diffusion.scheduler
-        return scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
-        self.diffusion = self.diffusion.exchange(scheduler)
-
-    @property
     @abstractmethod
     def defaults(self) -> Defaults:
         """What to generate where the caller leaves it open."""
@@ -210,71 +184,53 @@ class Strategy(Trainable):
     def plan(self, num_frames: int) -> Plan:
         """Return the default plan for ``num_frames`` frames **of latents**."""
 
-    def accepts(self, plan: Plan) -> None:
-        """Check that this strategy can run ``plan``.
+    def plan_for(self, request: Request) -> Plan:
+        """Return the plan of a generation; override it where options or steps decide about calls."""
+        return self.plan(self.codec.latent_frames(request.num_frames))
+
+    def check_plan(self, plan: Plan) -> None:
+        """Check that this strategy can run ``plan``; an override begins with this one.
 
         Raises:
             PlanError: names the first call that does not fit, and why.
         """
-        del plan
+        for call in plan.calls:
+            if call.level not in self.levels:
+                raise PlanError(
+                    f"call {call.id!r} is of level {call.level!r}; {self.name} has a model for "
+                    f"{', '.join(map(repr, self.levels))} only. Use a plan of these levels."
+                )
 
-    @abstractmethod
-    def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:
-        """Return the conditions of ``call`` for one video (batch size 1)."""
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages of training, in order; by default none."""
+        return ()
 
-    @abstractmethod
-    def denoiser(self, call: Call) -> Denoiser:
-        """Return the guided network that answers ``call``."""
+    def tokens(self, request: Request, frame: int) -> tuple[Tokens, Tokens]:
+        """Return the embeddings of the prompt at video frame ``frame`` and of the negative one, each ``1 n d``.
 
-    def tokens(self, call: Call, request: Request) -> tuple[Tokens, Tokens]:
-        """Return the embeddings of ``call``'s prompt and negative prompt, each ``1 n d``.
-
-        The prompt is the one that holds at the video frame where the call's first new slot begins.
+        Every text is encoded once per generation.
 
         Raises:
             InvalidArgumentError: the strategy has no text encoder.
         """
-        encoder, device = self.text_encoder, self.device
+        encoder = self.text_encoder
         if encoder is None:
             raise InvalidArgumentError(
                 f"strategy {self.name!r} has no component 'text_encoder', so it has no prompt embeddings. Give "
                 "it a TextEncoder of that name, or build its Conditioning without tokens."
             )
-        first = min(frame for _, frame in call.emits) if call.emits else 0
-        text = request.prompt_at(self.codec.frames_of_latent(first).start)
-        found = [request.prompt_embeds, request.negative_prompt_embeds]
-        wanted = [t for t, given in zip((text, request.negative_prompt), found, strict=True) if given is None]
-        encoded = encoder.encode(wanted) if wanted else None
-        dtype = torch.float32 if encoded is None else encoded.dtype
-        made = iter(() if encoded is None else encoded.split(1))
-        tokens, negative = (next(made) if x is None else x[None].to(device, dtype) for x in found)
-        return tokens, negative
-
-    def evaluations(self, call: Call, solver_evaluations: int) -> int:
-        """Return how often the network is asked in ``call``, without guidance.
-
-        ``solver_evaluations`` is what the solver needs; a strategy whose ``answer`` needs another number
-        says so here.
-        """
-        del call
-        return solver_evaluations
-
-    def branches(self, call: Call, request: Request) -> int:
-        """Return how many branches of guidance an evaluation of ``call`` has: 1, or 2 where it is guided."""
-        del call
-        return 2 if request.guidance_scale != 1 else 1
-
-    def slot_shape(self, call: Call, request: Request) -> tuple[int, int, int]:
-        """Return ``(c, h, w)`` of one slot of ``call``; by default the codec's latent."""
-        del call
-        return self.codec.latent_shape(request.height, request.width)
-
-    def answer(self, call: Call, solve: Solve, start: Tensor, cond: Conditioning) -> Tensor:
-        """Turn start noise ``b c f h w`` into the call's latents, in the order of ``call.frames``.
-
-        The default runs the sampler's solver; a one-pass network (an adversarial level) overrides it.
-        """
-        return solve(self.denoiser(call), start, cond)
+        texts = (request.prompt_at(frame), request.negative_prompt)
+        given = (request.prompt_embeds, request.negative_prompt_embeds)
+        wanted = [text for text, own in zip(texts, given, strict=True) if own is None]
+        new = [text for text in dict.fromkeys(wanted) if text not in request.encoded]
+        if new:
+            request.encoded.update(zip(new, encoder.encode(new).split(1), strict=True))
+        dtype = request.encoded[wanted[0]].dtype if wanted else torch.float32
+        found = [
+            request.encoded[text] if own is None else own[None].to(self.device, dtype)
+            for text, own in zip(texts, given, strict=True)
+        ]
+        return found[0], found[1]
 
     def latents(self, batch: ClipBatch) -> Latents:
         """Return the codec's latents of a training batch, b c f h w, without gradients.
@@ -284,19 +240,8 @@ class Strategy(Trainable):
         if batch.latents is not None:
             return batch.latents
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self.codec.encode(batch.clip)
-
-    def halves(self, call: Call) -> tuple[Call, Call] | None:
-        """Return two calls that together make what ``call`` does, or None where its frames need each other.
-
-        The sampler asks where memory is too small for the whole call.
-        """
-        del call
-        return None
-
-    def batch_key(self, call: Call) -> tuple[Any, ...]:
-        """Return what two calls must share to be answered in one batch."""
-        return (call.level, len(call.frames), bool(call.given))
+            encoded: Tensor = self.codec.encode(batch.clip)
+            return encoded
 
 
 def check_window(strategy: str, plan: Plan, window: int, *, stride: int | None = 1) -> None:
@@ -315,6 +260,12 @@ def check_window(strategy: str, plan: Plan, window: int, *, stride: int | None =
             raise PlanError(
                 f"call {call.id!r} works on or is given level {sorted(foreign)[0]!r}; {strategy} knows frames "
                 f"of the video ({video!r}) only. Use a plan of one level."
+            )
+        outside = sorted({frame for _, frame in call.given} - set(call.frames))
+        if outside:
+            raise PlanError(
+                f"call {call.id!r} is given frame {outside[0]}, which is not among its frames; {strategy} "
+                "reads given frames among its own. Add it to the call's frames, or use another plan."
             )
         if len(call.frames) > window:
             raise PlanError(

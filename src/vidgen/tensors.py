@@ -23,5 +23,5 @@ FrameBatch = Float[Tensor, "bf c h w"]
 KnownMask = Bool[Tensor, "b f"]
 """True where a frame is given instead of generated."""
 
-Tokens = Float[Tensor, "b n d"]
-"""Token embeddings for cross-attention."""
+Tokens = Float[Tensor, "b *f n d"]
+"""Token embeddings for cross-attention: one text per video, ``b n d``, or one per frame, ``b f n d``."""

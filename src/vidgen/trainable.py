@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from vidgen.components import Reference
@@ -81,11 +82,28 @@ class TrainingStep:
         """Return the key of ``stream`` for the ``sample``-th video of this batch."""
         return NoiseKey(self.seed, f"{stream}-{self.index}-{self.samples[sample]}", f"train/{self.stage}")
 
-    def noise(self, prior: NoisePrior, like: Tensor) -> Tensor:
-        """Return the prior's noise for a batch of clips ``like`` b c f h w, frames counted from 0."""
+    def noise(
+        self,
+        prior: NoisePrior,
+        like: Tensor,
+        frames: Int[Tensor, "b f"] | None = None,
+        *,
+        stream: str = "noise",
+    ) -> Tensor:
+        """Return the prior's noise for a batch of clips.
+
+        Args:
+            prior: of the level.
+            like: clips of the same shape, dtype and device, b c f h w.
+            frames: absolute numbers of each clip's frames; by default they count from 0.
+            stream: noise of another name is independent of this one.
+        """
         b, c, f, h, w = like.shape
-        keys = [self.key(i, "noise") for i in range(b)]
-        return prior.sample_batch(range(f), (c, h, w), keys).to(like)
+        keys = [self.key(i, stream) for i in range(b)]
+        if frames is None:
+            return prior.sample_batch(range(f), (c, h, w), keys).to(like)
+        rows = [prior.sample(own, (c, h, w), key) for own, key in zip(frames.tolist(), keys, strict=True)]
+        return torch.stack(rows).to(like)
 
     def uniforms(self, sample: int, stream: str, count: int) -> Tensor:
         """Return ``count`` numbers in [0, 1) for one sample, on the CPU in float64."""

@@ -9,10 +9,8 @@ from typing import Any
 
 import vidgen
 from vidgen import config as configs
-from vidgen.checkpoint.scheduler import process_of
 from vidgen.components import INDEX, Reference
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, shown
-from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable, TrainingRecord
 
 __all__ = ["FORMAT", "INDEX", "read_index", "training_record", "write_index"]
@@ -31,8 +29,16 @@ _MIGRATIONS: dict[int, _Migration] = {
 _FIELDS = {"strategy": str, "config": dict, "components": dict}
 
 
-def write_index(strategy: Trainable, folder: Path, components: Mapping[str, str | Reference]) -> None:
-    """Describe ``strategy`` in ``folder``: each of ``components`` by its class, or where else it lies."""
+def write_index(
+    strategy: Trainable,
+    folder: Path,
+    components: Mapping[str, str | Reference],
+    process: Mapping[str, Any] | None = None,
+) -> None:
+    """Describe ``strategy`` in ``folder``: each of ``components`` by its class, or where else it lies.
+
+    ``process`` is written as it is: ``{"process": ...}`` with what ``save_schedulers`` returned.
+    """
     index = {
         "format": FORMAT,
         "vidgen": vidgen.__version__,
@@ -45,9 +51,7 @@ def write_index(strategy: Trainable, folder: Path, components: Mapping[str, str 
     }
     if strategy.training_record is not None:
         index["training"] = configs.to_dict(strategy.training_record)
-    if isinstance(strategy, Strategy):
-        index["process"] = process_of(strategy.scheduler)
-    configs.write_json(folder / INDEX, index)
+    configs.write_json(folder / INDEX, {**index, **(process or {})})
 
 
 def training_record(index: Mapping[str, Any], folder: Path) -> TrainingRecord | None:

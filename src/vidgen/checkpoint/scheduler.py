@@ -1,4 +1,4 @@
-"""The scheduler of a checkpoint: of the noise process that the networks were trained on, or refused."""
+"""The schedulers of a checkpoint: of the noise processes that the networks were trained on, or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vidgen.components import described
 from vidgen.diffusion import Diffusion
 from vidgen.errors import CheckpointError, UnknownNameError, VidgenError, shown
 
-__all__ = ["SCHEDULER", "load_scheduler", "process_of"]
+__all__ = ["SCHEDULER", "load_schedulers", "process_of", "save_schedulers"]
 
 SCHEDULER = "scheduler"
 _FILE = "scheduler_config.json"
@@ -47,18 +47,54 @@ def _plain(value: Any) -> Any:
     return value.tolist()  # betas may be an array
 
 
-def load_scheduler(checkpoint: Path, process: Any) -> Any:
-    """Load the scheduler of ``checkpoint``.
+def save_schedulers(schedulers: Mapping[str, Any], checkpoint: Path) -> Any:
+    """Write a scheduler for each level: one for all that agree, else a folder for each.
+
+    Returns:
+        Their noise processes in plain values, for ``load_schedulers``: one, or ``{level: process}``, or None
+        where no level has a scheduler.
+    """
+    if not schedulers:
+        return None
+    configs_of = [(type(each).__name__, dict(each.config)) for each in schedulers.values()]
+    if all(one == configs_of[0] for one in configs_of):
+        first = next(iter(schedulers.values()))
+        first.save_pretrained(checkpoint / SCHEDULER)
+        return process_of(first)
+    for level, scheduler in schedulers.items():
+        scheduler.save_pretrained(checkpoint / SCHEDULER / level)
+    return {level: process_of(scheduler) for level, scheduler in schedulers.items()}
+
+
+def load_schedulers(checkpoint: Path, index: Mapping[str, Any]) -> Any:
+    """Load what ``save_schedulers`` wrote: one scheduler, ``{level: scheduler}``, or None.
 
     Args:
         checkpoint: its folder.
-        process: what ``process_of`` gave when it was saved; None where that was not kept.
+        index: its description, whose ``"process"`` is what ``save_schedulers`` returned; one without it, as
+            older versions wrote, has a scheduler of a process that was not kept.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or describes another process.
+        CheckpointError: a file is missing or damaged, or describes another process.
         UnknownNameError: diffusers has no such scheduler.
     """
-    file = checkpoint / SCHEDULER / _FILE
+    process = index.get("process", {})
+    if process is None:
+        return None
+    folder = checkpoint / SCHEDULER
+    by_level = isinstance(process, Mapping) and all(isinstance(own, Mapping) for own in process.values())
+    if not (by_level and process):
+        return _load_scheduler(folder / _FILE, process)
+    for level in process:
+        if Path(level).name != level or level in ("", ".", "..") or "\\" in level:
+            raise CheckpointError(
+                f"{checkpoint} has a scheduler for level {shown(level)}; expected the plain name of a level. "
+                "The file was changed: fetch it again."
+            )
+    return {level: _load_scheduler(folder / level / _FILE, own) for level, own in process.items()}
+
+
+def _load_scheduler(file: Path, process: Any) -> Any:
     try:
         fields = configs.read_json(file)
         name = str(fields["_class_name"])

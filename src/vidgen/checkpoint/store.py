@@ -17,7 +17,7 @@ from vidgen import config as configs
 from vidgen import plugins
 from vidgen.checkpoint.folder import readable, replaced_folder, settled, writable
 from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
-from vidgen.checkpoint.scheduler import SCHEDULER, load_scheduler
+from vidgen.checkpoint.scheduler import SCHEDULER, load_schedulers, save_schedulers
 from vidgen.checkpoint.source import locate
 from vidgen.components import (
     Reference,
@@ -90,10 +90,12 @@ def save_strategy(strategy: Trainable, folder: str | Path, *, whole: bool = True
             if reference is not None:
                 shutil.rmtree(temporary / name)
             components[name] = reference or type(module).__name__
+        process: dict[str, Any] = {}
         if isinstance(strategy, Strategy):
-            strategy.scheduler.save_pretrained(temporary / SCHEDULER)
-            follow_umask(temporary / SCHEDULER)
-        write_index(strategy, temporary, components)
+            process["process"] = save_schedulers(strategy.schedulers, temporary)
+            if strategy.schedulers:
+                follow_umask(temporary / SCHEDULER)
+        write_index(strategy, temporary, components, process)
     return folder
 
 
@@ -190,7 +192,7 @@ def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
             if located.reference is not None:
                 references[name], wanted = located.reference, located.class_name
             modules[name] = _load_component(folder, name, kinds, located.folder, wanted)
-    of_checkpoint = load_scheduler(folder, index.get("process"))
+    of_checkpoint = load_schedulers(folder, index)
     with _settings_of(strategy_class, folder):
         strategy: Strategy = strategy_class(config, modules, of_checkpoint)
     strategy.references.update(references)

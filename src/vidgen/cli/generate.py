@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vidgen.cli import logs
-from vidgen.cli.options import Device, Quiet, Verbose, model_names, span
+from vidgen.cli.options import Device, Quiet, Verbose, by_level, model_names, span
 from vidgen.cli.prompts import caption_file, check_captions, read_prompts, write_captions
 from vidgen.cli.sheets import check_sheet, draw_sheet, mark_of
 from vidgen.errors import InvalidArgumentError
@@ -34,7 +34,13 @@ PromptFile = Annotated[
     typer.Option(metavar="FILE", help="More prompts: one a line, or JSON lines with a `prompt` each (.jsonl)."),
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", "--num-inference-steps", help="Solver steps of every call.")
+    list[str] | None,
+    typer.Option(
+        "--steps",
+        "--num-inference-steps",
+        metavar="[LEVEL=]STEPS",
+        help="Solver steps of every call. Of one level: video=20. Repeatable.",
+    ),
 ]
 NumVideos = Annotated[int, typer.Option("--num-videos", "--num-videos-per-prompt", help="Videos per prompt.")]
 Paste = Annotated[
@@ -77,6 +83,18 @@ Strength = Annotated[
 Pins = Annotated[
     list[str] | None, typer.Option(metavar="FRAME=FILE", help="A picture that is this frame. Repeatable.")
 ]
+Scales = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[LEVEL=]SCALE", help="1 turns guidance off. Of one level: global=3. Repeatable."),
+]
+Solvers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[LEVEL=]NAME", help="Another solver, such as UniPC, also by level. Repeatable."),
+]
+Etas = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[LEVEL=]SHARE", help="Share of fresh noise in DDIM steps, 0 to 1, also by level."),
+]
 Repositories = Annotated[
     list[str] | None,
     typer.Option(metavar="USER/REPO", help="Of the hub, that the checkpoint may have loaded, too. Repeatable."),
@@ -84,6 +102,9 @@ Repositories = Annotated[
 
 _NAMES = {"steps": "num_inference_steps", "num_videos": "num_videos_per_prompt", "pin": "pins"}
 """Options whose name in Python is another."""
+
+_BY_LEVEL = {"num_inference_steps": int, "guidance_scale": float, "eta": float, "scheduler": str}
+"""Options that may be given level by level, and what their values are."""
 
 _APART = ("checkpoint", "repository", "device", "quiet", "verbose", "more_prompts", "prompt_file", "option")
 """Options that are no arguments of the sampler's call."""
@@ -101,7 +122,7 @@ def generate(
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
     steps: Steps = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="1 turns guidance off.")] = None,
+    guidance_scale: Scales = None,
     num_videos: NumVideos = 1,
     seed: Annotated[int | None, typer.Option(help="Video i of a prompt uses seed + i.")] = None,
     frames: Frames = None,
@@ -112,8 +133,8 @@ def generate(
     strength: Strength = None,
     pin: Pins = None,
     paste_given: Paste = True,
-    scheduler: Annotated[str | None, typer.Option(help="Another solver, such as UniPC.")] = None,
-    eta: Annotated[float, typer.Option(help="Share of fresh noise in DDIM steps, 0 to 1.")] = 0.0,
+    scheduler: Solvers = None,
+    eta: Etas = None,
     noise_prior: Prior = None,
     batch_size: Annotated[int | None, typer.Option(help="Videos made at once.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep finished calls here, to go on from.")] = None,
@@ -163,6 +184,8 @@ def _arguments(given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
     arguments = {_NAMES.get(name, name): value for name, value in given.items()}
     options = _options(assignments, arguments)
+    for name, kind in _BY_LEVEL.items():
+        arguments[name] = by_level(arguments[name], f"--{name.replace('_', '-')}", kind)
     arguments["prompt"] = arguments["prompt"] or None
     arguments |= pictures(arguments)
     arguments["frames"] = span(arguments["frames"], "--frames")

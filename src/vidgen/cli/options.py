@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ __all__ = [
     "RecipeName",
     "StrategyName",
     "Verbose",
+    "by_level",
     "check_data",
     "model_names",
     "recipe_names",
@@ -115,3 +117,34 @@ def span(text: str | None, option: str) -> range | None:
         raise InvalidArgumentError(
             f"{option} was given {text!r}; expected START:STOP, such as 100:132, or one frame."
         ) from error
+
+
+def by_level(texts: list[str] | None, flag: str, kind: Callable[[str], Any]) -> Any:
+    """Read an option that is one value for all levels, or ``LEVEL=VALUE`` for each of some.
+
+    Args:
+        texts: as they were given.
+        flag: the option's name, for messages.
+        kind: reads a value: ``int``, ``float`` or ``str``.
+
+    Raises:
+        InvalidArgumentError: a value of another kind, one for all beside one for a level, or one given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        level, equals, value = text.partition("=")
+        level, value = (level, value) if equals else ("", text)
+        if level in found:
+            raise InvalidArgumentError(f"{flag} is given twice{f' for level {level!r}' if level else ''}.")
+        try:
+            found[level] = kind(value)
+        except ValueError:
+            name = "whole number" if kind is int else "number"
+            raise InvalidArgumentError(
+                f"{flag} was given {text!r}; expected a {name}, or LEVEL={name}."
+            ) from None
+    if "" in found and len(found) > 1:
+        raise InvalidArgumentError(
+            f"{flag} is given for all levels and for {[n for n in found if n]}; give one kind."
+        )
+    return found.get("", found) if found else None

@@ -97,10 +97,11 @@ def _checkpoint_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['checkpoint']}: {found['strategy']}"
     if "defaults" in found:
         d = found["defaults"]
-        yield (
-            f"  makes {d['num_frames']} frame(s) of {d['width']} x {d['height']} at {d['fps']:g} per second,"
-            f" in {d['num_inference_steps']} solver steps at guidance scale {d['guidance_scale']:g}"
-        )
+        yield (f"  makes {d['num_frames']} frame(s) of {d['width']} x {d['height']} at {d['fps']:g} per second")
+        for name, level in d["levels"].items():
+            solver = f"{level['num_inference_steps']} steps of {level['scheduler']}"
+            how = solver if level["scheduler"] else "one pass"
+            yield f"  {name}: {how}, guidance scale {level['guidance_scale']:g}"
         yield f"  {_prompts(found['prompts'])}"
     training = found["training"]
     if training is None:

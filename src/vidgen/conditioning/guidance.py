@@ -21,8 +21,9 @@ class Conditioning:
     """Everything but the noisy latents and the time that a denoiser is told, for ``b`` videos.
 
     Args:
-        tokens: embeddings of the prompts, ``b n d``; None for a model without text.
-        negative_tokens: embeddings of the unconditional or negative prompts, ``b n d``.
+        tokens: embeddings of the prompts, ``b n d``, or of every frame's, ``b f n d``; None for a model without
+            text.
+        negative_tokens: embeddings of the unconditional or negative prompts, of the same shape.
         guidance_scale: ``s`` of classifier-free guidance; 1 follows the prompt alone (no guidance),
             0 the negative prompt alone.
         known: ``b f``, True where a frame of the call is given.
@@ -105,11 +106,16 @@ class Conditioning:
         """The conditions of the videos at ``indices``, in that order."""
         return self._map(lambda tensor: tensor[list(indices)])
 
+    @property
+    def has_negative(self) -> bool:
+        """Whether any part has a negative counterpart, so that guidance has two branches to mix."""
+        return self.negative_tokens is not None or any(name.startswith(_NEGATIVE) for name in self.extras)
+
     def negative(self) -> Conditioning:
-        """The unconditional branch: the negative prompt instead of the prompt, unguided."""
+        """The unconditional branch, unguided: the negative counterpart of what has one, the rest as it is."""
         own = {name.removeprefix(_NEGATIVE): x for name, x in self.extras.items() if name.startswith(_NEGATIVE)}
         extras = self._plain_extras() | own
-        tokens = self.negative_tokens
+        tokens = self.tokens if self.negative_tokens is None else self.negative_tokens
         return replace(self, tokens=tokens, negative_tokens=None, guidance_scale=1.0, extras=extras)
 
     def positive(self) -> Conditioning:
@@ -159,10 +165,10 @@ def guide(predict: Predict, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tenso
         predict: the network, ``(x_t, t, branch) -> prediction``; ``branch`` has no negative tokens.
         x_t: noisy latents, leading with the batch.
         t: time, a scalar or leading with the batch.
-        cond: the conditions. Where nothing is to be mixed (``guidance_scale`` 1, or a model without
-            negative tokens) the network is called once, with the batch as it is.
+        cond: the conditions. Where nothing is to be mixed (``guidance_scale`` 1, or no part of them has a
+            negative counterpart) the network is called once, with the batch as it is.
     """
-    if cond.guidance_scale == 1 or cond.negative_tokens is None:
+    if cond.guidance_scale == 1 or not cond.has_negative:
         return predict(x_t, t, cond.positive())
     branches = Conditioning.collate([cond.negative(), cond.positive()])
     both_t = torch.cat([t, t]) if t.ndim else t

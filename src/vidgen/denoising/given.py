@@ -38,7 +38,7 @@ def sample_known(uniform: Tensor, frames: int, past: float, random: float, singl
 
 @dataclass(frozen=True)
 class GivenFrames:
-    """The view of a ``DenoisingStage`` that takes clips whole and gives some of their frames.
+    """Which frames of training clips are given.
 
     Args:
         past, random, single: see ``sample_known``.
@@ -60,10 +60,10 @@ class GivenFrames:
                 "expected 0 or more, together at most 1."
             )
 
-    def __call__(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
-        """Return the clips as they are, and the mask ``b f`` of this step's given frames."""
-        uniform = torch.stack([step.uniforms(i, "known", clips.shape[2] + 2) for i in range(clips.shape[0])])
-        return clips, sample_known(uniform, clips.shape[2], self.past, self.random, self.single)
+    def draw(self, step: TrainingStep, clips: int, frames: int) -> KnownMask:
+        """Draw the mask ``b f`` of this step for ``clips`` clips of ``frames`` frames."""
+        uniform = torch.stack([step.uniforms(i, "known", frames + 2) for i in range(clips)])
+        return sample_known(uniform, frames, self.past, self.random, self.single)
 
 
 def mark_given(x_t: Latents, cond: Conditioning) -> Tensor:

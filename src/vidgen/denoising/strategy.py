@@ -1,26 +1,25 @@
-"""The usual answers of a strategy whose network denoises clips."""
+"""The usual strategy: one level whose network denoises clips."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.codecs import ImageCodec, PixelCodec, VideoCodec
-from vidgen.conditioning import ClassEncoder, Conditioning, OpenClipTextEncoder, VocabularyEncoder, guide
+from vidgen.conditioning import ClassEncoder, Conditioning, OpenClipTextEncoder, VocabularyEncoder
 from vidgen.denoising.config import ClipConfig
+from vidgen.denoising.level import DenoisingLevel
 from vidgen.denoising.stage import DenoisingStage
-from vidgen.diffusion import Denoiser
-from vidgen.plans import Call, Plan
-from vidgen.strategy import Canvas, Defaults, Request, Strategy, check_window
-from vidgen.tensors import KnownMask, Latents
-from vidgen.trainable import Stage, TrainingStep
+from vidgen.level_model import LevelModel
+from vidgen.plans import Plan
+from vidgen.request import Defaults
+from vidgen.strategy import Strategy, check_window
+from vidgen.tensors import Latents
+from vidgen.trainable import Stage
 from vidgen.video.dataset import ClipDataset
 
 __all__ = ["DenoisingStrategy"]
@@ -29,11 +28,14 @@ __all__ = ["DenoisingStrategy"]
 class DenoisingStrategy(Strategy):
     """A strategy of one level whose network denoises frames of the video, told a prompt and given frames.
 
-    Left to write are ``create`` (the components), ``plan`` (the calls) and ``predict`` (the network);
-    where training should see more than whole clips, ``view``. Everything else has the usual answer and may
-    be overridden. ``Config`` derives from ``ClipConfig``.
+    Left to write are ``create`` (the components), ``plan`` (the calls) and ``predict`` (the network).
+    Everything else has the usual answer and may be overridden: what a call is told by a ``DenoisingLevel`` of
+    one's own, what training shows by a ``DenoisingStage`` of one's own, named here. ``Config`` derives from
+    ``ClipConfig``.
 
     Attributes:
+        level_class: answers the calls.
+        stage_class: trains the network.
         stride: spacing of a call's frames that the network is trained on; None allows any.
     """
 
@@ -43,10 +45,9 @@ class DenoisingStrategy(Strategy):
         "text_encoder": (VocabularyEncoder, ClassEncoder, OpenClipTextEncoder),
     }
     """What ``ClipConfig`` builds; a subclass adds its networks: ``{**component_types, "network": (...,)}``."""
+    level_class: ClassVar[type[DenoisingLevel]] = DenoisingLevel
+    stage_class: ClassVar[type[DenoisingStage]] = DenoisingStage
     stride: ClassVar[int | None] = 1
-
-    def __init__(self, config: Any, modules: Mapping[str, nn.Module], scheduler: SchedulerMixin) -> None:
-        super().__init__(config, modules, scheduler, config.prior)
 
     @classmethod
     def prepare(cls, config: Any, dataset: ClipDataset) -> Any:
@@ -62,43 +63,29 @@ class DenoisingStrategy(Strategy):
     def defaults(self) -> Defaults:
         """A training clip's length, size and rate."""
         c: ClipConfig = self.config
-        # Without prompts there is nothing to guide.
-        scale = c.guidance_scale if self.text_encoder is not None and c.has_prompts else 1.0
-        return Defaults(c.sample_frames, *c.sample_size, c.sample_fps, scale, c.num_inference_steps)
+        return Defaults(c.sample_frames, *c.sample_size, c.sample_fps)
 
-    def accepts(self, plan: Plan) -> None:
-        """Calls must be frames of the video at ``stride``, at most ``window`` of them."""
-        check_window(self.name, plan, self.window, stride=self.stride)
-
-    def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:
-        """The prompt of the call's first new frame, and the frames given to it."""
-        cond = Conditioning()
-        if self.text_encoder is not None:
-            cond = Conditioning(*self.tokens(call, request), request.guidance_scale)
-        if not call.given:
-            return cond
-        c, h, w = self.slot_shape(call, request)
-        clean = torch.zeros(1, c, len(call.frames), h, w)
-        known = torch.zeros(1, len(call.frames), dtype=torch.bool)
-        for slot in call.given:
-            position = call.frames.index(slot[1])
-            clean[0, :, position], known[0, position] = canvas[slot], True
-        return replace(cond, known=known, clean=clean)
-
-    def denoiser(self, call: Call) -> Denoiser:
-        """``predict`` under guidance, in the networks' dtype; the same for every call."""
-        del call
-        return partial(guide, self._unguided)
-
-    def _unguided(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
-        # The solver works in float32 whatever the networks are cast to.
-        return self.predict(x_t.to(self.dtype), t, cond.to(dtype=self.dtype)).float()
+    @cached_property
+    def levels(self) -> Mapping[str, LevelModel]:
+        """The video, denoised by ``predict``."""
+        return {"video": self.level_class(self, "video", self.predict, **self.level_settings)}
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the networks compute in: the dtype of the first that is neither codec nor text encoder."""
-        modules = (m for name, m in self.modules.items() if name not in ("codec", "text_encoder"))
-        return next((p.dtype for m in modules for p in m.parameters()), torch.float32)
+    def level_settings(self) -> dict[str, Any]:
+        """What the configuration says of a level: its prior and its defaults of sampling."""
+        c: ClipConfig = self.config
+        # Without prompts there is nothing to guide.
+        scale = c.guidance_scale if self.text_encoder is not None and c.has_prompts else 1.0
+        return {
+            "prior": c.prior,
+            "guidance_scale": scale,
+            "num_inference_steps": c.num_inference_steps,
+        }
+
+    def check_plan(self, plan: Plan) -> None:
+        """Calls must be frames of the video at ``stride``, at most ``window`` of them."""
+        super().check_plan(plan)
+        check_window(self.name, plan, self.window, stride=self.stride)
 
     @abstractmethod
     def predict(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
@@ -107,11 +94,6 @@ class DenoisingStrategy(Strategy):
         The same in training and in sampling. ``cond`` has ``tokens``, and ``known`` and ``clean`` where
         frames are given (``mark_given`` joins them to the input).
         """
-
-    def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask | None]:
-        """Return what is learnt from clips, and which frames of it are given; see ``denoising.stage.View``."""
-        del step
-        return clips, None
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage: everything that learns, which is all but the codec and frozen encoders."""
@@ -122,14 +104,9 @@ class DenoisingStrategy(Strategy):
         ]
         c: ClipConfig = self.config
         c.check_trainable()
-        return (
-            DenoisingStage(
-                self,
-                self.predict,
-                learns,
-                view=self.view,
-                drop_text=c.drop_text,
-                noise_bias=c.noise_bias,
-                snr_gamma=c.snr_gamma,
-            ),
-        )
+        settings: dict[str, Any] = {
+            "drop_text": c.drop_text,
+            "noise_bias": c.noise_bias,
+            "snr_gamma": c.snr_gamma,
+        }
+        return (self.stage_class(self, learns, **settings),)

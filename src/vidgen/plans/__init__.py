@@ -15,6 +15,7 @@ from vidgen.plans.ready import (
     cascade,
     chunks,
     keyframes,
+    rooted,
     tree,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "cascade",
     "chunks",
     "keyframes",
+    "rooted",
     "tree",
 ]

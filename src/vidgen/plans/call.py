@@ -19,11 +19,14 @@ class Level:
         name: chosen by the strategy, for example ``"global"``, ``"x1"`` or ``"video"``.
         num_frames: how many frames the level has (>= 1); slots past the end are dropped.
         window: the most frames that one call may cover at this level (>= 1).
+        state: whether calls of other levels emit its slots beside their frames, such as the hidden state that
+            one chunk hands to the next; no call is of such a level.
     """
 
     name: str
     num_frames: int
     window: int
+    state: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Call:
         id: short, readable, unique in the plan.
         level: the level whose frames the call covers.
         frames: absolute indices of the frames covered, ascending, given ones included.
-        given: slots the call must be handed, of any level; those of its own level are in
-            ``frames``.
-        emits: slots the call produces, all of its own level and in ``frames``.
+        given: slots the call must be handed, of any level. Those of its own level may lie outside of
+            ``frames``: the network then sees them as context.
+        emits: slots the call produces: of its own level, in ``frames``, and of state levels.
     """
 
     id: str
@@ -46,11 +49,11 @@ class Call:
     emits: tuple[Slot, ...]
 
     def halves(self) -> tuple[Call, Call] | None:
-        """Return two calls that each emit half of the slots, or None of a call that emits one.
+        """Return two calls that each emit half of the slots, or None of a call that emits one or a state.
 
         They cover no other frames: for networks that make each frame alone.
         """
-        if len(self.emits) < 2:
+        if len(self.emits) < 2 or any(level != self.level for level, _ in self.emits):
             return None
         middle = len(self.emits) // 2
         return self._part(self.emits[:middle]), self._part(self.emits[middle:])

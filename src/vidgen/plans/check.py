@@ -32,7 +32,7 @@ def check_plan(
         ids.add(call.id)
         _check_frames(call, by_name)
         _check_given(call, sources)
-        _check_emits(call, sources)
+        _check_emits(call, sources, by_name)
     _check_video(levels[-1], targets, sources)
 
 
@@ -72,6 +72,11 @@ def _check_frames(call: Call, levels: Mapping[str, Level]) -> None:
                 f"call {call.id!r} lists frame {after} after frame {before}; list each frame "
                 "once, in ascending order."
             )
+    if levels[call.level].state:
+        raise PlanError(
+            f"call {call.id!r} is of level {call.level!r}, which is a state that calls of other levels emit; "
+            "give the call the level of its frames."
+        )
     window = levels[call.level].window
     if len(call.frames) > window:
         raise PlanError(
@@ -84,27 +89,27 @@ def _check_given(call: Call, sources: Mapping[Slot, str]) -> None:
     twice = _repeated(call.given)
     if twice is not None:
         raise PlanError(f"call {call.id!r} is given slot {twice} twice; list it once.")
-    frames = frozenset(call.frames)
     for slot in call.given:
         if slot not in sources:
             raise PlanError(
                 f"call {call.id!r} is given slot {slot}, which no earlier call emits and nothing "
                 "pins; put its producer before it or pin the slot."
             )
-        if slot[0] == call.level and slot[1] not in frames:
-            raise PlanError(
-                f"call {call.id!r} is given slot {slot} of its own level, which is not among its "
-                "frames; add the frame (it counts towards the window)."
-            )
 
 
-def _check_emits(call: Call, sources: dict[Slot, str]) -> None:
+def _check_emits(call: Call, sources: dict[Slot, str], levels: Mapping[str, Level]) -> None:
     frames = frozenset(call.frames)
+    states = [name for name, _ in call.emits if name in levels and levels[name].state]
+    twice = _repeated(states)
+    if twice is not None:
+        raise PlanError(
+            f"call {call.id!r} emits two slots of state {twice!r}; a call leaves one of each state."
+        )
     for slot in call.emits:
-        if slot[0] != call.level or slot[1] not in frames:
+        if slot[0] not in states and (slot[0] != call.level or slot[1] not in frames):
             raise PlanError(
                 f"call {call.id!r} emits slot {slot}, which is not one of its frames at level "
-                f"{call.level!r}; emit only frames that the call covers."
+                f"{call.level!r}; emit only frames that the call covers, and slots of levels that are states."
             )
         if slot in sources:
             raise PlanError(
@@ -115,6 +120,8 @@ def _check_emits(call: Call, sources: dict[Slot, str]) -> None:
 
 
 def _check_video(video: Level, targets: frozenset[int] | None, sources: Mapping[Slot, str]) -> None:
+    if video.state:
+        raise PlanError(f"the last level {video.name!r} is a state; the last level is the video.")
     if targets is not None:
         outside = [frame for frame in sorted(targets) if not 0 <= frame < video.num_frames]
         if outside or not targets:

@@ -108,12 +108,14 @@ class Plan:
     def kept(self, call: Call) -> tuple[Slot, ...]:
         """The slots of a call worth storing; a sampler drops the others.
 
-        These are the slots inside their level's range, and those past its end that another
+        These are the frames inside their level's range, and states and frames past its end that another
         call is given (in a tree such a frame bounds the last segment). Where a store is shared
         between a plan and its subplans, ask the whole plan.
         """
         end = self.level(call.level).num_frames
-        return tuple(slot for slot in call.emits if slot[1] < end or slot in self._needed)
+        return tuple(
+            slot for slot in call.emits if (slot[0] == call.level and slot[1] < end) or slot in self._needed
+        )
 
     def output(self, call: Call) -> tuple[int, ...]:
         """The video frames that a call contributes to the result, in the order it emits them."""
@@ -219,7 +221,10 @@ class Plan:
         return json.dumps(
             {
                 "format": _FORMAT,
-                "levels": [[level.name, level.num_frames, level.window] for level in self.levels],
+                "levels": [
+                    [level.name, level.num_frames, level.window, *([True] if level.state else [])]
+                    for level in self.levels
+                ],
                 "calls": [[c.id, c.level, c.frames, c.given, c.emits] for c in self.calls],
                 "pins": sorted(self.pins),
                 "targets": None if self.targets is None else self.frames,
@@ -300,7 +305,7 @@ def _worthwhile(calls: Sequence[Call], ends: Mapping[str, int]) -> tuple[Call, .
     chosen = []
     for call in reversed(calls):
         end = ends[call.level]
-        if any(slot[1] < end or slot in needed for slot in call.emits):
+        if any((slot[0] == call.level and slot[1] < end) or slot in needed for slot in call.emits):
             needed.update(call.given)
             chosen.append(call)
     return tuple(reversed(chosen))
@@ -315,7 +320,9 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     targets = data["targets"]
     return {
         "calls": tuple(calls),
-        "levels": tuple(Level(str(name), int(n), int(window)) for name, n, window in data["levels"]),
+        "levels": tuple(
+            Level(str(name), int(n), int(window), state == [True]) for name, n, window, *state in data["levels"]
+        ),
         "pins": frozenset(_slots(data["pins"])),
         "targets": None if targets is None else frozenset(map(int, targets)),
     }

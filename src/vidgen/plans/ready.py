@@ -10,7 +10,7 @@ shorten their last call instead: their frames meet only inside the network's rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vidgen.errors import PlanError
@@ -24,6 +24,7 @@ __all__ = [
     "cascade",
     "chunks",
     "keyframes",
+    "rooted",
     "tree",
 ]
 
@@ -198,14 +199,12 @@ def cascade(levels: Sequence[CascadeLevel]) -> Plan:
     return Plan(tuple(calls), sizes)
 
 
-def chunks(num_frames: int, window: int, root: str | None = None, level: str = "video") -> Plan:
+def chunks(num_frames: int, window: int, level: str = "video") -> Plan:
     """Chunks that share no frame: ``ceil(N / window)`` calls, critical path 1.
 
     Args:
         num_frames: frames of the video, N (>= 1).
         window: frames of a chunk (>= 1); the last chunk may be shorter.
-        root: name of a level with one feature ``(root, 0)`` that one first call emits and every
-            chunk is given, as in GLOBER: one call more, critical path 2.
         level: name of the video's level.
 
     Raises:
@@ -213,13 +212,28 @@ def chunks(num_frames: int, window: int, root: str | None = None, level: str = "
     """
     _at_least("num_frames", num_frames, 1)
     _at_least("window", window, 1)
-    above: list[Slot] = [] if root is None else [(root, 0)]
-    calls = [] if root is None else [_call(root, range(1))]
+    calls = []
     for start in range(0, num_frames, window):
-        frames = range(start, min(start + window, num_frames))
-        calls.append(_call(level, frames, above=above))
-    roots = () if root is None else (Level(root, 1, 1),)
-    return Plan(tuple(calls), (*roots, Level(level, num_frames, window)))
+        calls.append(_call(level, range(start, min(start + window, num_frames))))
+    return Plan(tuple(calls), (Level(level, num_frames, window),))
+
+
+def rooted(plan: Plan, level: str) -> Plan:
+    """Put a root before a plan: one call makes a feature of the whole video, which every call is given.
+
+    One call more, critical path one longer; GLOBER's plan is ``rooted(chunks(n, window), "global")``.
+
+    Args:
+        plan: any plan.
+        level: name of the root's level, whose one slot is ``(level, 0)``.
+
+    Raises:
+        PlanError: the plan has a level of that name.
+    """
+    if level in [each.name for each in plan.levels]:
+        raise PlanError(f"the plan has a level {level!r} already; give its root another name.")
+    calls = [replace(call, given=((level, 0), *call.given)) for call in plan.calls]
+    return replace(plan, calls=(_call(level, range(1)), *calls), levels=(Level(level, 1, 1), *plan.levels))
 
 
 def _call(level: str, frames: Sequence[int], own: Sequence[int] = (), above: Sequence[Slot] = ()) -> Call:

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from vidgen import config as configs
 from vidgen.devices import best_device
-from vidgen.diffusion import Diffusion
 from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import NoisePrior, seeds_from
 from vidgen.plans import Call, Plan, Slot
+from vidgen.request import Defaults, LevelSettings, Prompt, Request, by_level
 from vidgen.sampling.checks import MOST_FRAMES, checked_plain, checked_types, prior_of, prompts_of
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import spans
 from vidgen.sampling.given import Given, Picture, Pictures, each
 from vidgen.sampling.given import resolve as resolve_given
-from vidgen.strategy import Defaults, Prompt, Request, Strategy
+from vidgen.sampling.levels import BY_LEVEL, settings_of
+from vidgen.strategy import Strategy
 from vidgen.weights import digest_of
 
 __all__ = ["MOST_PIXELS", "MOST_VIDEOS", "Arguments", "Generation"]
@@ -43,28 +44,23 @@ class Generation:
         requests: one per video.
         plan: the calls that are needed.
         targets: the video frames to deliver, ascending.
-        diffusion: the solver.
-        num_inference_steps, eta: its arguments.
-        prior: the noise prior.
         given: what is given of every video.
         paste_given: whether its pixels are shown as they were given.
         latents: start noise, ``b c f h w``, or None.
         disk_bytes: what a work folder would hold.
-        evaluations: of the solver, over all calls and videos.
+        call_evaluations: of the network, by call, for one video and one branch of guidance.
+        evaluations: the same over all calls and videos.
         network_evaluations: the same, each counted once for every branch of guidance.
     """
 
     requests: tuple[Request, ...]
     plan: Plan
     targets: tuple[int, ...]
-    diffusion: Diffusion
-    num_inference_steps: int
-    eta: float
-    prior: NoisePrior
     given: tuple[Given, ...]
     paste_given: bool
     latents: Tensor | None
     disk_bytes: int
+    call_evaluations: Mapping[str, int]
     evaluations: int
     network_evaluations: int
 
@@ -88,12 +84,8 @@ class Generation:
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the pixels besides requests and plan, as plain values."""
-        scheduler: Any = self.diffusion.scheduler
         return {
-            "scheduler": type(scheduler).__name__,
-            "scheduler_config": dict(scheduler.config),
-            "num_inference_steps": self.num_inference_steps,
-            "eta": self.eta,
+            **by_level(self.requests[0].levels, _solver),
             **self._given_settings(),
             "latents": None if self.latents is None else digest_of(self.latents),
         }
@@ -106,16 +98,10 @@ class Generation:
 
     def metadata(self, strategy: Strategy) -> tuple[dict[str, Any], ...]:
         """Return the settings that a result carries, one mapping per video."""
-        scheduler: Any = self.diffusion.scheduler
-        common: dict[str, Any] = {
-            "generator": "vidgen",
-            "strategy": strategy.name,
-            "scheduler": type(scheduler).__name__,
-            "num_inference_steps": self.num_inference_steps,
-            "eta": self.eta,
-        }
-        if self.prior != strategy.prior:
-            common["noise_prior"] = self.prior.to_dict()
+        common: dict[str, Any] = {"generator": "vidgen", "strategy": strategy.name}
+        levels = self.requests[0].levels
+        if any(settings.prior != strategy.levels[name].prior for name, settings in levels.items()):
+            common |= by_level(levels, lambda settings: {"noise_prior": settings.prior.to_dict()})
         return tuple({**common, **request.settings()} for request in self.requests)
 
 
@@ -129,8 +115,8 @@ class Arguments:
     height: int | None = None
     width: int | None = None
     fps: float | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+    num_inference_steps: int | Mapping[str, int] | None = None
+    guidance_scale: float | Mapping[str, float] | None = None
     num_videos_per_prompt: int = 1
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     seed: int | None = None
@@ -147,7 +133,7 @@ class Arguments:
     pins: Mapping[int | Slot, Picture | Sequence[Picture]] | None = None
     paste_given: bool = True
     scheduler: Any = None
-    eta: float = 0.0
+    eta: float | Mapping[str, float] = 0.0
     noise_prior: NoisePrior | str | Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -164,56 +150,36 @@ class Arguments:
         Raises:
             InvalidArgumentError, PlanError, SchedulerError, UnknownNameError: an argument does not fit.
         """
-        diffusion = strategy.diffusion
-        if self.scheduler is not None:
-            diffusion = diffusion.exchange(self.scheduler)
         size = self._size(strategy.defaults)
         strategy.codec.latent_shape(*size)  # refuses sizes that do not fit
-        prior = self._prior(strategy)
         pictures = each(Pictures(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Pictures)}), size)
         requests = self._requests(strategy, size, pictures)
         first = requests[0]
-        plan = self._plan(strategy, first.num_frames)
+        plan = self._plan(strategy, first)
         given = self._given(pictures, strategy, requests, plan)
         if given[0].pins:
             plan = plan.with_pins(given[0].pins)
-            strategy.accepts(plan)
+            strategy.check_plan(plan)
         targets = self._targets(first.num_frames)
         streams = spans(strategy.codec, targets)
         wanted = {latent for span in streams for latent in range(span.begin, span.last + 1)}
         if len(wanted) < plan.num_frames:
             plan = plan.subplan(wanted)
-        steps = self.num_inference_steps
-        steps = strategy.defaults.num_inference_steps if steps is None else steps
-        counts = _evaluations(strategy, plan, diffusion, steps, given[0])
-        branches = [strategy.branches(call, first) for call in plan.calls]
+        counts = _evaluations(strategy, plan, first, given[0])
+        branches = [strategy.levels[call.level].branches(first) for call in plan.calls]
         guided = sum(n * k for n, k in zip(counts, branches, strict=True))
         return Generation(
             requests=requests,
             plan=plan,
             targets=targets,
-            diffusion=diffusion,
-            num_inference_steps=steps,
-            eta=self.eta,
-            prior=prior,
             given=given,
             paste_given=self.paste_given,
             latents=self._latents(strategy, first, len(requests)),
             disk_bytes=len(requests) * sum(4 * _kept_values(strategy, plan, c, first) for c in plan.calls),
+            call_evaluations={call.id: n for call, n in zip(plan.calls, counts, strict=True)},
             evaluations=len(requests) * sum(counts),
             network_evaluations=len(requests) * guided,
         )
-
-    def _prior(self, strategy: Strategy) -> NoisePrior:
-        prior = strategy.prior if self.noise_prior is None else prior_of(self.noise_prior)
-        if prior != strategy.prior:
-            logger.warning(
-                "the noise prior is %s, and the model was trained on %s: what it makes of other noise may be "
-                "worse. Leave noise_prior out to sample as it was trained.",
-                prior.to_dict(),
-                strategy.prior.to_dict(),
-            )
-        return prior
 
     def _given(
         self, pictures: Sequence[Pictures], strategy: Strategy, requests: Sequence[Request], plan: Plan
@@ -232,11 +198,12 @@ class Arguments:
         prompts = self._prompts(len(embeds), len(pictures))
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
-        scale = defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
-        if not math.isfinite(scale):
-            raise InvalidArgumentError(f"guidance_scale is {scale}; expected a finite number.")
-        if prompts == negatives and not embeds:
-            scale = 1.0  # both branches are the same: guidance would cost double and change nothing
+        chosen = {name: getattr(self, name) for name in BY_LEVEL}
+        prior = None if self.noise_prior is None else prior_of(self.noise_prior)
+        levels = settings_of(strategy, chosen, prior)
+        if prompts == negatives and not embeds and strategy.text_encoder is not None:
+            # Both branches are the same: guidance would cost double and change nothing.
+            levels = {name: dataclasses.replace(each, guidance_scale=1.0) for name, each in levels.items()}
         video: Tensor | None = pictures[0].video
         num_frames = _positive(
             "num_frames", self.num_frames, defaults.num_frames if video is None else video.shape[1]
@@ -247,7 +214,8 @@ class Arguments:
             "height": size[0],
             "width": size[1],
             "fps": float(_positive("fps", self.fps, strategy.frame_rate(num_frames))),
-            "guidance_scale": float(scale),
+            "levels": levels,
+            "encoded": {},
             "options": self._options(strategy),
         }
         rows: list[dict[str, Any]] = embeds or [{}] * len(prompts)
@@ -367,16 +335,17 @@ class Arguments:
             )
         return negatives
 
-    def _plan(self, strategy: Strategy, num_frames: int) -> Plan:
+    def _plan(self, strategy: Strategy, request: Request) -> Plan:
+        num_frames = request.num_frames
         count = strategy.codec.latent_frames(num_frames)
         if self.plan is None:
-            return strategy.plan(count)
+            return strategy.plan_for(request)
         if self.plan.num_frames != count:
             raise PlanError(
                 f"the plan covers {self.plan.num_frames} latent frames; num_frames={num_frames} needs "
                 f"{count}. Make the plan for {count} frames, or leave it out."
             )
-        strategy.accepts(self.plan)
+        strategy.check_plan(self.plan)
         return self.plan
 
     def _targets(self, num_frames: int) -> tuple[int, ...]:
@@ -453,16 +422,30 @@ def _span(frames: Sequence[int]) -> str:
 
 
 def _kept_values(strategy: Strategy, plan: Plan, call: Call, request: Request) -> int:
-    return len(plan.kept(call)) * math.prod(strategy.slot_shape(call, request))
+    """Count the numbers that a call leaves in a work folder, for one video."""
+    model = strategy.levels[call.level]
+    frames = sum(level == call.level for level, _ in plan.kept(call))
+    states = [model.state_shape(level, request) for level, _ in plan.kept(call) if level != call.level]
+    return frames * math.prod(model.shape(request)) + sum(math.prod(shape) for shape in states)
 
 
-def _evaluations(strategy: Strategy, plan: Plan, diffusion: Diffusion, steps: int, given: Given) -> list[int]:
-    """Return the solver's evaluations of each call of the plan for one video."""
-    full = diffusion.num_evaluations(steps)
-    shortened = diffusion.num_evaluations(steps, given.strength)
-    return [
-        strategy.evaluations(call, shortened if call.level == plan.video.name else full) for call in plan.calls
-    ]
+def _evaluations(strategy: Strategy, plan: Plan, request: Request, given: Given) -> list[int]:
+    """Return the network evaluations of each call of the plan for one video, without guidance."""
+    solver = {}
+    for name, settings in request.levels.items():
+        strength = given.strength if name == plan.video.name else 1.0
+        steps = settings.num_inference_steps
+        solver[name] = 1 if settings.diffusion is None else settings.diffusion.num_evaluations(steps, strength)
+    return [strategy.levels[call.level].evaluations(call, solver[call.level]) for call in plan.calls]
+
+
+def _solver(settings: LevelSettings) -> dict[str, Any]:
+    scheduler: Any = None if settings.diffusion is None else settings.diffusion.scheduler
+    return {
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "scheduler_config": None if scheduler is None else dict(scheduler.config),
+        "prior": settings.prior.to_dict(),
+    }
 
 
 def _check_like(embeds: Mapping[str, Tensor], own_tokens: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Plan, Slot
+from vidgen.sampling.levels import BY_LEVEL
 
 __all__ = ["MOST_FRAMES", "checked_call", "checked_plain", "checked_types", "prior_of", "prompts_of"]
 
@@ -28,7 +29,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "prompt_embeds": (Tensor, "a tensor (b n d)"),
     "negative_prompt_embeds": (Tensor, "a tensor (b n d)"),
     "plan": (Plan, "a vidgen Plan"),
-    "scheduler": ((str, SchedulerMixin), "a diffusers scheduler or its name"),
+    "scheduler": ((str, SchedulerMixin, Mapping), "a diffusers scheduler or its name, or {level: scheduler}"),
     "generator": ((torch.Generator, Sequence), "a torch.Generator, or one per video"),
     "pins": (Mapping, "{frame: picture} or {(level, frame): tensor}"),
     "paste_given": (bool, "True or False"),
@@ -42,8 +43,10 @@ def checked_plain(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: a value is of another type.
     """
-    found: dict[str, Any] = {name: _whole(name, given[name]) for name in _WHOLE if given[name] is not None}
-    found |= {name: _real(name, given[name]) for name in _REAL if given[name] is not None}
+    found: dict[str, Any] = {
+        name: _each(_whole, name, given[name]) for name in _WHOLE if given[name] is not None
+    }
+    found |= {name: _each(_real, name, given[name]) for name in _REAL if given[name] is not None}
     if given["frames"] is not None:
         if not isinstance(given["frames"], Iterable):
             raise _wrong("frames", given["frames"], "frames of the video, such as range(0, 8)")
@@ -128,6 +131,13 @@ def _text(value: Any) -> str:
         return str(int(operator.index(value)))  # a class label
     except TypeError:
         raise _wrong("a prompt", value, "a text, a class number, or {first frame: text}") from None
+
+
+def _each(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    """Check one value, or that of every level."""
+    if isinstance(value, Mapping) and name in BY_LEVEL:
+        return {level: check(f"{name} of level {level!r}", own) for level, own in value.items()}
+    return check(name, value)
 
 
 def _whole(name: str, value: Any) -> int:

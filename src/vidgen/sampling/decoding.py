@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vidgen.codecs import Codec
+from vidgen.request import Canvas
 from vidgen.sampling.given import Shown, pasted
-from vidgen.strategy import Canvas
 
 __all__ = ["Delivery", "Span", "latents_of", "spans"]
 

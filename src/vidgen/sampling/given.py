@@ -18,7 +18,8 @@ from vidgen.conditioning import clip_of, mask_of, pixels_of
 from vidgen.conditioning.pictures import is_signed
 from vidgen.errors import InvalidArgumentError
 from vidgen.plans import Plan, Slot
-from vidgen.strategy import Canvas, Request, Strategy
+from vidgen.request import Canvas, Request
+from vidgen.strategy import Strategy
 from vidgen.video import Video
 
 __all__ = ["Given", "Picture", "Pictures", "Shown", "each", "pasted", "resolve"]
@@ -174,7 +175,7 @@ def _from_tensors(
         if not isinstance(slot, tuple):
             continue
         call = plan.producer(slot)  # refuses slots that the plan does not have
-        expected = None if call is None else strategy.slot_shape(call, request)
+        expected = None if call is None else strategy.slot_shape(call, slot, request)
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if not isinstance(value, Tensor) or expected not in (None, got):
             raise InvalidArgumentError(f"pins gives {slot} as {got}; expected a tensor (c, h, w) = {expected}.")

@@ -25,7 +25,7 @@ def marks_of(strategy: Strategy, generation: Generation) -> list[str]:
     """Return one digest per video of all that decides its pixels, but for the seed."""
     shown = {"frames": generation.targets, "paste_given": generation.paste_given}
     settings = json.dumps(shown).encode()
-    common = fingerprint(strategy, generation.prior, generation.plan, (), generation.settings())
+    common = fingerprint(strategy, generation.plan, (), generation.settings())
     marks = []
     for request in generation.requests:
         own = json.dumps(replace(request, seed=0).settings(), sort_keys=True, default=str).encode()

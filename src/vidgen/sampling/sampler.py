@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from html import escape
 from inspect import get_annotations
 from os import PathLike
@@ -24,6 +25,7 @@ from vidgen.devices import checked_dtype, is_dtype_name
 from vidgen.errors import GenerationInterruptedError, InvalidArgumentError, UnknownNameError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Plan, Slot
+from vidgen.request import Prompt
 from vidgen.sampling.arguments import Arguments, Generation
 from vidgen.sampling.checks import checked_call
 from vidgen.sampling.cost import Cost, Pace
@@ -33,7 +35,7 @@ from vidgen.sampling.given import Picture
 from vidgen.sampling.output import OUTPUT_TYPES, FileSink, SamplerOutput, check_memory, formatted, output_paths
 from vidgen.sampling.replacing import MARK, marks_of, refuse_foreign, refuse_inputs
 from vidgen.sampling.work import WorkFolder, fingerprint, kept_seed
-from vidgen.strategy import Prompt, Strategy
+from vidgen.strategy import Strategy
 
 __all__ = ["Sampler", "load"]
 
@@ -89,15 +91,15 @@ class Sampler:
         super().__setattr__(name, value)
 
     @property
-    def scheduler(self) -> SchedulerMixin:
-        """The solver of every call that names none.
+    def scheduler(self) -> SchedulerMixin | None:
+        """The solver of every call that names none; of several levels, that of the video.
 
         Setting it raises SchedulerError where the scheduler cannot serve the model.
         """
         return self.strategy.scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: SchedulerMixin | str) -> None:
+    def scheduler(self, scheduler: SchedulerMixin | str | Mapping[str, SchedulerMixin | str]) -> None:
         self.strategy.scheduler = scheduler
 
     @property
@@ -120,8 +122,16 @@ class Sampler:
         millions = sum(s.num_parameters().values()) / 1e6
         return (
             f"Sampler({s.name}, {millions:.3g} million parameters, {d.num_frames} frames of {d.width} x "
-            f"{d.height} at {d.fps:g} fps, {type(s.scheduler).__name__}, on {s.device})"
+            f"{d.height} at {d.fps:g} fps, {', '.join(self._solvers().values())}, on {s.device})"
         )
+
+    def _solvers(self) -> dict[str, str]:
+        """Return what answers the calls of each level, one line for all where they agree."""
+        found = {}
+        for name, model in self.strategy.levels.items():
+            scheduler = None if model.diffusion is None else type(model.diffusion.scheduler).__name__
+            found[name] = f"{scheduler}, {model.num_inference_steps} steps" if scheduler else "one pass"
+        return {"scheduler": next(iter(found.values()))} if len(set(found.values())) == 1 else found
 
     def _repr_html_(self) -> str:
         """A table for notebooks: what the sampler makes, and of what."""
@@ -129,7 +139,7 @@ class Sampler:
         rows = {
             "strategy": s.name,
             "makes": f"{d.num_frames} frames of {d.width} x {d.height} at {d.fps:g} fps",
-            "scheduler": f"{type(s.scheduler).__name__}, {d.num_inference_steps} steps",
+            **self._solvers(),
             "device": str(s.device),
             **{name: f"{count:,} parameters" for name, count in s.num_parameters().items()},
         }
@@ -184,8 +194,8 @@ class Sampler:
         height: int | None = None,
         width: int | None = None,
         fps: float | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        num_inference_steps: int | Mapping[str, int] | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | None = None,
@@ -206,7 +216,7 @@ class Sampler:
         pins: Mapping[int | Slot, Picture | Sequence[Picture]] | None = None,
         paste_given: bool = True,
         scheduler: Any = None,
-        eta: float = 0.0,
+        eta: float | Mapping[str, float] = 0.0,
         noise_prior: NoisePrior | str | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         out: str | Path | None = None,
@@ -221,7 +231,8 @@ class Sampler:
                 class-conditional model the class's name or number.
             negative_prompt: what guidance moves away from; ``""`` or None is the unconditional prompt.
             num_frames, height, width, fps: of the video; by default what the strategy was trained on.
-            num_inference_steps: solver steps of every call.
+            num_inference_steps: solver steps of every call. This one, ``guidance_scale``, ``scheduler`` and
+                ``eta`` take one value for all levels of the strategy, or ``{level: value}``.
             guidance_scale: strength of classifier-free guidance; 1 turns it off.
             num_videos_per_prompt: videos made of every prompt; video i of a prompt uses ``seed + i``.
             generator: a torch generator, read once per video for its seed, or one per video.
@@ -293,7 +304,7 @@ class Sampler:
         self.interrupt = False
         with self.progress_bar(generation.evaluations) as bar:
             hook = self._hook(bar, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs))
-            options = {"batch_size": batch_size, "on_step": hook, "on_lost": self._lost}
+            options = {"batch_size": batch_size, "on_step": hook, "on_progress": partial(self._moved, bar)}
             kept = self._work(work, generation)
             engine = Engine(self.strategy, generation, stream=out is not None, work=kept, **options)
             result = self._timed(_Run(engine, generation, self.strategy), output_type, target)
@@ -342,14 +353,15 @@ class Sampler:
 
         return hook
 
-    def _lost(self, steps: float) -> None:
-        self._evaluated -= steps
+    def _moved(self, bar: Any, evaluations: float) -> None:
+        self._evaluated += evaluations
+        bar.update(round(self._evaluated) - bar.n)
 
     def _work(self, folder: str | Path | None, generation: Generation) -> WorkFolder | None:
         if folder is None:
             return None
         made = generation
-        mark = fingerprint(self.strategy, made.prior, made.plan, made.requests, made.settings())
+        mark = fingerprint(self.strategy, made.plan, made.requests, made.settings())
         return WorkFolder(Path(folder).expanduser(), mark, made.requests[0].seed)
 
 

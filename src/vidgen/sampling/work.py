@@ -17,9 +17,9 @@ from torch import Tensor
 from vidgen import config as configs
 from vidgen.checkpoint import writable
 from vidgen.errors import CheckpointError
-from vidgen.noise import NoisePrior
 from vidgen.plans import Call, Plan
-from vidgen.strategy import Request, Strategy
+from vidgen.request import Request
+from vidgen.strategy import Strategy
 from vidgen.video.parts import part_beside, remove_dead
 from vidgen.weights import write_tensors
 
@@ -28,7 +28,6 @@ __all__ = ["WorkFolder", "fingerprint", "kept_seed"]
 
 def fingerprint(
     strategy: Strategy,
-    prior: NoisePrior,
     plan: Plan,
     requests: Sequence[Request],
     settings: dict[str, Any],
@@ -38,7 +37,6 @@ def fingerprint(
     described = {
         "strategy": strategy.name,
         "config": configs.to_dict(strategy.config),
-        "prior": prior.to_dict(),
         "plan": plan.fingerprint(),
         "requests": [request.settings() for request in requests],
         "settings": settings,
@@ -109,26 +107,31 @@ class WorkFolder:
         tag = hashlib.blake2b(call.id.encode(), digest_size=4).hexdigest()
         return self.folder / f"video-{video:04d}" / f"{name}-{tag}.safetensors"
 
-    def load(self, call: Call, video: int) -> Tensor | None:
-        """Return what ``call`` gave for ``video`` (c f h w), or None where it is not finished."""
+    def load(self, call: Call, video: int) -> dict[str, Tensor] | None:
+        """Return what ``call`` gave for ``video``, or None where it is not finished.
+
+        ``"latents"`` are its kept frames, c f h w; states are kept beside them, c h w, by their level.
+        """
         file = self._file(call, video)
         if not file.is_file():
             return None
         try:
-            return load_file(file)["latents"]
+            found = load_file(file)
+            found["latents"]  # of every call
+            return found
         except (SafetensorError, KeyError) as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}). Delete it; the call is then computed again."
             ) from error
 
-    def save(self, call: Call, video: int, latents: Tensor) -> None:
-        """Keep what ``call`` gave for ``video``: ``latents`` c f h w."""
+    def save(self, call: Call, video: int, tensors: dict[str, Tensor]) -> None:
+        """Keep what ``call`` gave for ``video``; see ``load``."""
         file = self._file(call, video)
         temporary = part_beside(file)
         with writable(self.folder):
             try:
                 file.parent.mkdir(exist_ok=True)
-                write_tensors(temporary, {"latents": latents})
+                write_tensors(temporary, tensors)
                 temporary.replace(file)
             finally:
                 with suppress(OSError):

@@ -85,9 +85,11 @@ def saved(subject: Subject) -> str:
     unsafe = sorted(str(path.relative_to(folder)) for path in files if path.suffix not in _SAFE)
     expect(not unsafe, f"a checkpoint holds {unsafe}; expected JSON and safetensors only.")
     expect(loaded.config == strategy.config, f"the configuration was {strategy.config}, is {loaded.config}.")
-    expect(loaded.prior == strategy.prior, f"the prior was {strategy.prior}, is {loaded.prior}.")
-    processes = [_public(each.scheduler) for each in (strategy, loaded)]
-    expect(processes[0] == processes[1], f"the scheduler was {processes[0]}, is {processes[1]}.")
+    for name, model in strategy.levels.items():
+        other = loaded.level(name)
+        expect(other.prior == model.prior, f"the prior of {name!r} was {model.prior}, is {other.prior}.")
+        was, now = (None if m.diffusion is None else _public(m.diffusion.scheduler) for m in (model, other))
+        expect(was == now, f"the scheduler of {name!r} was {was}, is {now}.")
     for name, module in strategy.modules.items():
         _expect_equal(module, loaded.modules[name], f"component {name!r}")
     expect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from vidgen.conditioning import Conditioning
 from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError
+from vidgen.level_model import CallBatch, LevelModel
 from vidgen.plans import Call
-from vidgen.strategy import Solve, Strategy
+from vidgen.strategy import Strategy
 from vidgen.testing.report import Broken, Skipped, expect
 from vidgen.testing.subject import Subject, unmoved
 from vidgen.video import Video
@@ -54,9 +56,9 @@ def plans(subject: Subject) -> str:
         missing = [i for i in range(count) if (plan.video.name, i) not in made]
         expect(not missing, f"plan({count}) emits no frame {missing[:3]}; expected all of 0..{count - 1}.")
         try:
-            strategy.accepts(plan)
+            strategy.check_plan(plan)
         except InvalidArgumentError as error:
-            raise Broken(f"accepts() refuses the strategy's own plan({count}): {error}") from error
+            raise Broken(f"check_plan() refuses the strategy's own plan({count}): {error}") from error
     usual = strategy.defaults.num_frames
     expect(usual not in refused, f"plan refuses {usual} frames, which are the strategy's default.")
     detail = f"{', '.join(str(n) for n in sorted(lengths) if n not in refused)} frames"
@@ -156,30 +158,30 @@ def resumed(subject: Subject) -> str:
 
 
 def denoisers(subject: Subject) -> str:
-    """A denoiser's answer has the shape of its latents, and is a finite number everywhere."""
+    """A level's prediction has the shape of its latents, and is a finite number everywhere."""
     strategy, seen = subject.fresh(), list[str]()
-    denoiser = strategy.denoiser
-
-    def checked(call: Call) -> Denoiser:
-        denoise = denoiser(call)
-
-        def look(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-            answer = denoise(x, t, cond)
-            where = f"the denoiser of call {call.id!r}"
-            expect(
-                answer.shape == x.shape,
-                f"{where} answers {tuple(x.shape)} with {tuple(answer.shape)}; expected the same shape.",
-            )
-            expect(answer.is_floating_point(), f"{where} answers in {answer.dtype}; expected floating point.")
-            expect(torch.isfinite(answer).all(), f"{where} answers with values that are not finite.")
-            seen.append(call.id)
-            return answer
-
-        return look
-
-    _override(strategy, "denoiser", checked)
+    for name, model in strategy.levels.items():
+        _override(model, "denoise", _looking(name, model.denoise, seen))
     subject.latents(strategy)
-    return f"{len(seen)} evaluations" if seen else "its answers need no denoiser"
+    if not seen:
+        return "its answers need no denoiser"
+    return ", ".join(f"{count} evaluations of {name}" for name, count in Counter(seen).items())
+
+
+def _looking(name: str, denoise: Denoiser, seen: list[str]) -> Denoiser:
+    def look(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        answer = denoise(x, t, cond)
+        where = f"denoise() of level {name!r}"
+        expect(
+            answer.shape == x.shape,
+            f"{where} answers {tuple(x.shape)} with {tuple(answer.shape)}; expected the same shape.",
+        )
+        expect(answer.is_floating_point(), f"{where} answers in {answer.dtype}; expected floating point.")
+        expect(torch.isfinite(answer).all(), f"{where} answers with values that are not finite.")
+        seen.append(name)
+        return answer
+
+    return look
 
 
 def prompts(subject: Subject) -> str:
@@ -218,19 +220,22 @@ def keyed(subject: Subject) -> str:
 
 
 def _counted(strategy: Strategy, cut: int | None) -> list[Call]:
-    """Let the strategy note the calls that it answers, and end at the ``cut``-th."""
+    """Let the levels note the calls that they answer, and end at the ``cut``-th."""
     calls: list[Call] = []
-    answer = strategy.answer
 
-    def noting(call: Call, solve: Solve, start: Tensor, cond: Conditioning) -> Tensor:
-        calls.append(call)
-        if cut is not None and len(calls) == cut:
-            raise _Cut
-        return answer(call, solve, start, cond)
+    def noting(answer: Callable[[CallBatch], Tensor]) -> Callable[[CallBatch], Tensor]:
+        def note(batch: CallBatch) -> Tensor:
+            calls.extend(batch.calls)
+            if cut is not None and len(calls) >= cut:
+                raise _Cut
+            return answer(batch)
 
-    _override(strategy, "answer", noting)
+        return note
+
+    for model in strategy.levels.values():
+        _override(model, "answer", noting(model.answer))
     return calls
 
 
-def _override(strategy: Strategy, method: str, by: Callable[..., Any]) -> None:
-    setattr(strategy, method, by)  # on the object: its class stays as it is
+def _override(model: LevelModel, method: str, by: Callable[..., Any]) -> None:
+    setattr(model, method, by)  # on the object: its class stays as it is

@@ -18,8 +18,9 @@ from torch import Tensor
 from vidgen import checkpoint, plugins
 from vidgen.errors import InvalidArgumentError
 from vidgen.recipe import Recipe
+from vidgen.request import Defaults
 from vidgen.sampling import Sampler
-from vidgen.strategy import Defaults, Strategy
+from vidgen.strategy import Strategy
 from vidgen.testing.report import expect
 from vidgen.trainable import Stage
 from vidgen.video.dataset import ClipBatch, ClipDataset, ClipSample, DataConfig, collate, open_dataset
@@ -39,7 +40,7 @@ class Subject:
         kind: the strategy's class.
         config: completed by the data.
         weights: of every component.
-        scheduler: of the process.
+        schedulers: of each level that has a noise process.
         data: where the clips come from.
         dataset: the clips.
         prompts: at least two texts that the strategy understands; ``("", "")`` for one without prompts.
@@ -52,7 +53,7 @@ class Subject:
     kind: type[Strategy]
     config: Any
     weights: dict[str, dict[str, Tensor]]
-    scheduler: Any
+    schedulers: dict[str, Any]
     data: DataConfig
     dataset: ClipDataset
     prompts: tuple[str, ...]
@@ -64,7 +65,7 @@ class Subject:
     def fresh(self) -> Strategy:
         """Return the strategy anew, with the same weights, ready to sample."""
         strategy = checkpoint.build(self.kind, self.config, seed=self.seed)
-        strategy.scheduler = self.scheduler
+        strategy.scheduler = self.schedulers
         for name, module in strategy.modules.items():
             module.load_state_dict(self.weights[name])
             module.eval()
@@ -98,15 +99,17 @@ class Subject:
 
     @cached_property
     def num_frames(self) -> int:
-        """Frames of a video that takes three calls or more, or as many as the strategy will take."""
-        strategy, most = self.strategy, 0
+        """Frames of a video of three calls of its level, or of as many as the strategy makes."""
+        strategy, most, most_calls = self.strategy, 0, 0
         for frames in self.lengths(strategy):
             try:
                 plan = strategy.plan(strategy.codec.latent_frames(frames))
             except InvalidArgumentError:
                 continue
-            most = frames
-            if plan.num_calls >= 3:
+            calls = sum(call.level == plan.video.name for call in plan.calls)
+            if calls > most_calls:
+                most, most_calls = frames, calls
+            if calls >= 3:
                 break
         return most or strategy.defaults.num_frames
 
@@ -210,7 +213,7 @@ def subject_of(
         kind=kind,
         config=config,
         weights={name: _copied(module.state_dict()) for name, module in built.modules.items()},
-        scheduler=built.scheduler,
+        schedulers=built.schedulers,
         data=data,
         dataset=dataset,
         prompts=texts if len(texts) > 1 else texts * 2,

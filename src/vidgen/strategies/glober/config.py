@@ -1,8 +1,7 @@
-"""GLOBER's configuration and options."""
+"""GLOBER's configuration."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from vidgen.strategies.glober.index import IndexEmbedding, index_scale
 from vidgen.strategies.glober.video_encoder import VideoEncoder
 from vidgen.video.checks import check_name
 
-__all__ = ["GLOBERConfig", "GLOBEROptions"]
+__all__ = ["GLOBERConfig"]
 
 
 @dataclass(frozen=True)
@@ -178,21 +177,3 @@ class GLOBERConfig(UNetConfig):
             full_levels=self.discriminator_full_levels,
             time_levels=self.discriminator_time_levels,
         )
-
-
-@dataclass(frozen=True)
-class GLOBEROptions:
-    """What may be chosen for every generation.
-
-    Args:
-        global_guidance_scale: guidance of ``v``; None is the configuration's. ``guidance_scale`` is that of
-            the frames. 1 turns either off.
-    """
-
-    global_guidance_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check what annotations cannot say."""
-        scale = self.global_guidance_scale
-        if scale is not None and not math.isfinite(scale):
-            raise InvalidArgumentError(f"global_guidance_scale is {scale}; expected a finite number.")

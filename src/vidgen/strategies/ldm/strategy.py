@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffusers import UNet2DConditionModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from vidgen.denoising import DenoisingStrategy
 from vidgen.nn import use_attend
 from vidgen.plans import Plan, chunks
 from vidgen.strategies.ldm.config import LDMConfig
+from vidgen.strategy import Schedulers
 from vidgen.tensors import Latents
 
 __all__ = ["LDM"]
@@ -40,7 +40,7 @@ class LDM(DenoisingStrategy):
     stride = None
     config: LDMConfig
 
-    def __init__(self, config: LDMConfig, modules: Mapping[str, Any], scheduler: SchedulerMixin) -> None:
+    def __init__(self, config: LDMConfig, modules: Mapping[str, Any], scheduler: Schedulers) -> None:
         super().__init__(config, modules, scheduler)
         self.unet = modules["unet"]
         use_attend(self.unet)

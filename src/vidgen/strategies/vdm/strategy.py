@@ -8,21 +8,57 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vidgen.conditioning import Conditioning
-from vidgen.denoising import DenoisingStrategy, GivenFrames
+from vidgen.denoising import DenoisingLevel, DenoisingStage, DenoisingStrategy, Example, GivenFrames
 from vidgen.errors import InvalidArgumentError
 from vidgen.nn import TemporalLayers
 from vidgen.plans import Call, Plan, all_at_once, autoregressive, chunks
+from vidgen.request import Canvas, Request
 from vidgen.strategies.vdm.config import VDMConfig, VDMOptions
 from vidgen.strategies.vdm.network import MASK_CHANNELS, VideoUNet
-from vidgen.strategy import Canvas, Request
-from vidgen.tensors import KnownMask, Latents
+from vidgen.strategy import Schedulers
+from vidgen.tensors import Latents
 from vidgen.trainable import TrainingStep
+from vidgen.video.dataset import ClipBatch
 
 __all__ = ["VDM"]
+
+
+class VDMLevel(DenoisingLevel):
+    """Frames of the video; given ones are conditions, or replaced by the solver."""
+
+    strategy: VDM
+
+    def give(self, cond: Conditioning, call: Call, canvas: Canvas, request: Request) -> Conditioning:
+        """The frames given to the call, and whether the solver itself holds them."""
+        cond = super().give(cond, call, canvas, request)
+        return cond if cond.known is None else replace(cond, replace=self._replaces(request.options))
+
+    def _replaces(self, options: VDMOptions) -> bool:
+        trained = self.strategy.config.takes_frames
+        if options.given == "clean" and not trained:
+            raise InvalidArgumentError(
+                "given='clean' was asked of a vdm trained without given frames (mask_past, mask_random "
+                "and mask_single are 0). Use given='replacement', or train with mask_past=0.4."
+            )
+        return options.given == "replacement" or not trained
+
+
+class VDMStage(DenoisingStage):
+    """Learns whole clips: at first the first frame is given, later in some the past or a few frames."""
+
+    strategy: VDM
+
+    def example(self, batch: ClipBatch, step: TrainingStep) -> Example:
+        """See ``DenoisingStage.example``."""
+        found, c = super().example(batch, step), self.strategy.config
+        clips, frames = found.clean.shape[0], found.clean.shape[2]
+        if step.index < c.first_frame_steps:
+            return replace(found, given=torch.arange(frames).expand(clips, -1) == 0)
+        shares = GivenFrames(c.mask_past, c.mask_random, c.mask_single)
+        return replace(found, given=shares.draw(step, clips, frames))
 
 
 class VDM(DenoisingStrategy):
@@ -40,9 +76,11 @@ class VDM(DenoisingStrategy):
         "unet": (UNet2DConditionModel,),
         "temporal": (TemporalLayers,),
     }
+    level_class = VDMLevel
+    stage_class = VDMStage
     config: VDMConfig
 
-    def __init__(self, config: VDMConfig, modules: Mapping[str, Any], scheduler: SchedulerMixin) -> None:
+    def __init__(self, config: VDMConfig, modules: Mapping[str, Any], scheduler: Schedulers) -> None:
         super().__init__(config, modules, scheduler)
         self.network = VideoUNet(modules["unet"], modules["temporal"])
 
@@ -72,31 +110,9 @@ class VDM(DenoisingStrategy):
             return chunks(num_frames, 1)
         return autoregressive(num_frames, self.window, min(self.config.context, self.window - 1))
 
-    def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:
-        """Text of the call's first new frame, and the frames given to it."""
-        cond = super().condition(call, canvas, request)
-        return replace(cond, replace=self._replaces(request.options)) if call.given else cond
-
-    def _replaces(self, options: VDMOptions) -> bool:
-        if options.given == "clean" and not self.config.takes_frames:
-            raise InvalidArgumentError(
-                "given='clean' was asked of a vdm trained without given frames (mask_past, mask_random "
-                "and mask_single are 0). Use given='replacement', or train with mask_past=0.4."
-            )
-        return options.given == "replacement" or not self.config.takes_frames
-
     def predict(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
         """Ask the video UNet, without guidance."""
         # Replacement is the solver's affair: the network then sees nothing but noisy frames.
         known, clean = (None, None) if cond.replace else (cond.known, cond.clean)
         prediction: Tensor = self.network(x_t, t, cond.tokens, known, clean)
         return prediction
-
-    def view(self, clips: Latents, step: TrainingStep) -> tuple[Latents, KnownMask]:
-        """Whole clips; at first all begin with a picture, then in some the past or a few frames are given."""
-        c = self.config
-        if step.index < c.first_frame_steps:
-            known = torch.zeros(clips.shape[0], clips.shape[2], dtype=torch.bool)
-            known[:, 0] = True
-            return clips, known
-        return GivenFrames(c.mask_past, c.mask_random, c.mask_single)(clips, step)
