@@ -24,7 +24,7 @@ import record
 import torch
 
 from vidgen import checkpoint, plugins
-from vidgen.plans import chunks
+from vidgen.plans import chunks, rooted
 from vidgen.sampling import Sampler
 from vidgen.strategies.glober import GLOBAL, GLOBER
 from vidgen.strategies.vdm import VDM, VDMConfig
@@ -105,7 +105,7 @@ def length(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     strategy = built(GLOBER, config_of(args.recipe), args)
     sampler = sampler_of(strategy)
-    plan = chunks(frames, args.chunk or frames, root=GLOBAL)
+    plan = rooted(chunks(frames, args.chunk or frames), GLOBAL)
     ask = {"num_inference_steps": args.steps, "seed": 0, "num_frames": frames, "output_type": "latent"}
     v = torch.zeros(strategy.video_encoder.global_shape)
     before = peak_megabytes(args.device)

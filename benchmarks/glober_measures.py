@@ -16,10 +16,10 @@ from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.prompts import expected_spec, prompt_set
 from vidgen.metrics.statistics import Statistics
 from vidgen.noise import NoiseKey
-from vidgen.plans import chunks
+from vidgen.plans import chunks, rooted
+from vidgen.request import Canvas, Request
 from vidgen.strategies.glober import GLOBAL, GLOBER
 from vidgen.strategies.glober.cra import draw_frames
-from vidgen.strategy import Canvas, Request
 from vidgen.video.raster import paint
 from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
@@ -78,7 +78,7 @@ def decode(
     strategy: GLOBER, v: Tensor, prompts: Sequence[str], frames: int, *, scale: float = 1.0, steps: int = 25
 ) -> Tensor:
     """Pixels ``b 3 f h w`` of frames ``0/frames, 1/frames, ...`` of each ``v``, as the sampler makes them."""
-    _, call = chunks(frames, frames, root=GLOBAL).calls
+    _, call = rooted(chunks(frames, frames), GLOBAL).calls
     height, width = strategy.config.sample_size
     found = []
     for start in range(0, len(v), BATCH):

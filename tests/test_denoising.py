@@ -25,8 +25,8 @@ from vidgen.denoising import (
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey, Progressive
 from vidgen.plans import all_at_once, autoregressive, chunks, keyframes
+from vidgen.request import Canvas, Request
 from vidgen.strategies.vdm import VDM, VDMConfig
-from vidgen.strategy import Canvas, Request
 from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
@@ -305,16 +305,16 @@ def test_defaults_and_plans_that_fit():
     assert (d.num_frames, d.height, d.width, d.fps) == (6, 16, 16, 8.0)
     assert (d.guidance_scale, d.num_inference_steps) == (2.5, 7)
     assert strategy.prior == Progressive(0.5)
-    strategy.accepts(chunks(20, 6))
+    strategy.check_plan(chunks(20, 6))
     with pytest.raises(PlanError, match="covers 7 frames; small was trained on clips of 6"):
-        strategy.accepts(chunks(20, 7))
+        strategy.check_plan(chunks(20, 7))
     with pytest.raises(PlanError, match="spacing"):
-        strategy.accepts(keyframes(20, 6))
+        strategy.check_plan(keyframes(20, 6))
     strategy = small(window=4)
     with pytest.raises(PlanError, match="clips of 4"):
-        strategy.accepts(chunks(20, 6))
+        strategy.check_plan(chunks(20, 6))
     strategy.stride = None
-    strategy.accepts(keyframes(7, 4))
+    strategy.check_plan(keyframes(7, 4))
 
 
 def test_condition_has_the_prompt_of_the_first_new_frame_and_what_is_given():

@@ -19,9 +19,9 @@ from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
 from vidgen.nn import attention_backend, flop_counter
 from vidgen.plans import Call, Level, Plan, all_at_once, chunks
 from vidgen.recipe import Recipe
+from vidgen.request import Request
 from vidgen.starting.frame_codec import FrameCodecTask
 from vidgen.strategies.vdm import VDM
-from vidgen.strategy import Request
 from vidgen.video.dataset import DataConfig, open_dataset
 
 

@@ -18,8 +18,8 @@ from toy import Toy, ToyConfig, ToyNetwork, ToyStage, toy
 from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
 from vidgen.plans import tree
+from vidgen.request import Defaults
 from vidgen.strategies.vdm import VDM, VDMConfig
-from vidgen.strategy import Defaults
 from vidgen.testing import StrategyCheckError, check_strategy
 from vidgen.testing.check import CHECKS
 from vidgen.trainable import Loss, OptimizerGroup

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ class LevelModel(ABC):
         guidance_scale: default of generations; 1 is no guidance.
         num_inference_steps: default of generations.
         frame_stride: latent frames of the video for each frame of this level: 2 at half the rate.
+
+    Attributes:
+        guided_by_text_alone: whether guidance mixes prompts and nothing else, so that it is left out where prompt
+            and negative prompt are the same. False where an image embedding, say, has a negative counterpart.
     """
+
+    guided_by_text_alone: ClassVar[bool] = True
 
     def __init__(
         self,

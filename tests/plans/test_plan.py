@@ -24,6 +24,7 @@ from vidgen.plans import (
     cascade,
     chunks,
     keyframes,
+    rooted,
     tree,
 )
 
@@ -235,7 +236,7 @@ def test_a_full_tree_streams_in_few_frames(window: int, depth: int):
 
 def test_streaming_an_autoregressive_plan_takes_one_window():
     assert autoregressive(1000, 16, 4).peak_frames() == 16
-    assert chunks(1000, 16, root="global").peak_frames() == 17
+    assert rooted(chunks(1000, 16), "global").peak_frames() == 17
 
 
 def test_frames_made_ahead_of_the_first_wait_to_be_written():

@@ -10,9 +10,9 @@ from temporal_codec import TemporalCodec
 from toy import Toy, ToyConfig
 from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError
+from vidgen.request import Canvas
 from vidgen.sampling import Sampler
 from vidgen.sampling.decoding import Delivery, Span, latents_of, spans
-from vidgen.strategy import Canvas
 from vidgen.video import Video
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from toy import toy
-from vidgen.plans import Call, Level, Plan, chunks
+from vidgen.plans import Call, Level, Plan, chunks, rooted
 from vidgen.plans.call import call_id
 from vidgen.sampling import Sampler
 
@@ -93,7 +93,7 @@ def test_memory_that_runs_out_later_is_counted_once(limited, monkeypatch):
 
 def test_every_level_has_a_memory_of_its_own(limited, monkeypatch):
     sampler, _, asked = limited
-    plan = chunks(12, 6, root="global")
+    plan = rooted(chunks(12, 6), "global")
     whole = latents(sampler, plan=plan)
     answer = type(sampler.strategy).answer
 

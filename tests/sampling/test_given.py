@@ -12,7 +12,7 @@ from PIL import Image
 from temporal_codec import TemporalCodec
 from toy import Toy, ToyConfig, toy
 from vidgen.errors import CheckpointError, InvalidArgumentError, PlanError
-from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks
+from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks, rooted
 from vidgen.sampling import Sampler
 from vidgen.sampling.given import latent_mask
 from vidgen.video import Video
@@ -321,7 +321,7 @@ def test_contradictions_say_what_to_do(sampler, arguments, message):
         sampler("a", **arguments)
 
 
-ROOT = chunks(12, 4, root="global")
+ROOT = rooted(chunks(12, 4), "global")
 FEATURE = torch.from_numpy(RNG.standard_normal((12, 4, 4))).float()
 
 

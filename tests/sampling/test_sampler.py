@@ -24,7 +24,7 @@ from vidgen.errors import (
     UnknownNameError,
 )
 from vidgen.noise import NoiseKey
-from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks, keyframes, tree
+from vidgen.plans import CascadeLevel, autoregressive, cascade, chunks, keyframes, rooted, tree
 from vidgen.sampling import Sampler
 from vidgen.video import Video, read_metadata
 
@@ -51,7 +51,7 @@ PLANS = [
     keyframes(20, 8),
     tree(20, 5),
     chunks(20, 7),
-    chunks(20, 7, root="global"),
+    rooted(chunks(20, 7), "global"),
     cascade([CascadeLevel("coarse", 10, 10), CascadeLevel("video", 20, 6, time_factor=2, halo=1)]),
 ]
 PLAN_NAMES = ["default", "autoregressive", "keyframes", "tree", "chunks", "global", "cascade"]

@@ -201,9 +201,8 @@ class Arguments:
         chosen = {name: getattr(self, name) for name in BY_LEVEL}
         prior = None if self.noise_prior is None else prior_of(self.noise_prior)
         levels = settings_of(strategy, chosen, prior)
-        if prompts == negatives and not embeds and strategy.text_encoder is not None:
-            # Both branches are the same: guidance would cost double and change nothing.
-            levels = {name: dataclasses.replace(each, guidance_scale=1.0) for name, each in levels.items()}
+        if prompts == negatives and not embeds:
+            levels = _without_guidance(strategy, levels)
         video: Tensor | None = pictures[0].video
         num_frames = _positive(
             "num_frames", self.num_frames, defaults.num_frames if video is None else video.shape[1]
@@ -437,6 +436,16 @@ def _evaluations(strategy: Strategy, plan: Plan, request: Request, given: Given)
         steps = settings.num_inference_steps
         solver[name] = 1 if settings.diffusion is None else settings.diffusion.num_evaluations(steps, strength)
     return [strategy.levels[call.level].evaluations(call, solver[call.level]) for call in plan.calls]
+
+
+def _without_guidance(strategy: Strategy, levels: Mapping[str, LevelSettings]) -> dict[str, LevelSettings]:
+    """Turn guidance off where it would mix two equal branches: it would cost double and change nothing."""
+    return {
+        name: dataclasses.replace(own, guidance_scale=1.0)
+        if strategy.levels[name].guided_by_text_alone
+        else own
+        for name, own in levels.items()
+    }
 
 
 def _solver(settings: LevelSettings) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from tiny_glober import CONFIG, V_SHAPE, build, noise, sampler
 
 from vidgen import checkpoint
 from vidgen.errors import InvalidArgumentError, PlanError
-from vidgen.plans import Call, Plan, all_at_once, autoregressive, chunks, keyframes
+from vidgen.plans import Call, Plan, all_at_once, autoregressive, chunks, keyframes, rooted
+from vidgen.request import Canvas, Request
 from vidgen.sampling import load
 from vidgen.strategies.glober import GLOBAL, GLOBER, GLOBERConfig
-from vidgen.strategy import Canvas, Request
 from vidgen.testing import check_strategy
 
 LATENT = {"seed": 3, "output_type": "latent", "num_inference_steps": 2}
@@ -82,20 +82,20 @@ def spread(*parts):
     calls = [Call("v", GLOBAL, (0,), (), (SLOT,))]
     for i, frames in enumerate(parts):
         calls.append(Call(f"part-{i}", "video", tuple(frames), (SLOT,), tuple(("video", f) for f in frames)))
-    return Plan(tuple(calls), chunks(LONG, LONG, root=GLOBAL).levels)
+    return Plan(tuple(calls), rooted(chunks(LONG, LONG), GLOBAL).levels)
 
 
 @pytest.fixture(scope="module")
 def whole(make):
     """128 frames in one call."""
-    plan = chunks(LONG, LONG, root=GLOBAL)
+    plan = rooted(chunks(LONG, LONG), GLOBAL)
     return make("red circle", num_frames=LONG, plan=plan, **LATENT).frames
 
 
 def test_128_frames_in_any_chunks_and_order_are_the_same(make, whole):
     apart = (whole[:, :, 1:] - whole[:, :, :-1]).abs().amax(dim=(0, 1, 3, 4))
     assert apart.min() > 0.1  # no two frames are the same
-    quarters = chunks(LONG, 32, root=GLOBAL)
+    quarters = rooted(chunks(LONG, 32), GLOBAL)
     plans = {
         "4 x 32": quarters,
         "backwards": Plan((quarters.calls[0], *reversed(quarters.calls[1:])), quarters.levels),
@@ -117,7 +117,7 @@ def test_chunks_that_memory_does_not_hold_are_parted(make, whole, monkeypatch):
         return predict(self, x_t, t, cond)
 
     monkeypatch.setattr(GLOBER, "predict", limited)
-    plan = chunks(LONG, LONG, root=GLOBAL)
+    plan = rooted(chunks(LONG, LONG), GLOBAL)
     frames = make("red circle", num_frames=LONG, plan=plan, **LATENT).frames
     torch.testing.assert_close(frames, whole, **CLOSE)
     # 128, 64 and 32 fail once each, and nothing above 16 is asked again.
@@ -138,8 +138,8 @@ def test_any_frames_can_be_had_alone(make, whole):
 
 
 def test_plan_is_v_then_chunks_of_a_window():
-    assert build().plan(10) == chunks(10, 4, root=GLOBAL)
-    assert build(window=3).plan(10) == chunks(10, 3, root=GLOBAL)
+    assert build().plan(10) == rooted(chunks(10, 4), GLOBAL)
+    assert build(window=3).plan(10) == rooted(chunks(10, 3), GLOBAL)
 
 
 @pytest.mark.parametrize("plan", [chunks(8, 4), all_at_once(8), autoregressive(8, 4, 1), keyframes(8, 4)])

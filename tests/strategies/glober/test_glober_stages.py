@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vidgen.noise import Independent, NoiseKey
 from vidgen.recipe import TrainingConfig
-from vidgen.strategy import Canvas, Request
+from vidgen.request import Canvas, Request
 from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.training.running import begin_stage

@@ -16,10 +16,10 @@ from vidgen.conditioning import Conditioning, VocabularyEncoder
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.plans import Plan, autoregressive, chunks, keyframes
 from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.request import Canvas, Request
 from vidgen.sampling import Sampler, load
 from vidgen.strategies.ldm import LDM, LDMConfig
 from vidgen.strategies.vdm import VDM, VDMConfig
-from vidgen.strategy import Canvas, Request
 from vidgen.testing import check_strategy
 from vidgen.training import Trainer
 from vidgen.video.dataset import DataConfig, open_dataset

@@ -16,9 +16,9 @@ from vidgen.denoising import GivenFrames, sample_known
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.nn import build_unet
 from vidgen.noise import Decomposed, NoiseKey
-from vidgen.plans import Plan, all_at_once, autoregressive, chunks, keyframes
+from vidgen.plans import Plan, all_at_once, autoregressive, chunks, keyframes, rooted
 from vidgen.recipe import Recipe, TrainingConfig
-from vidgen.strategy import Canvas, Request
+from vidgen.request import Canvas, Request
 from vidgen.trainable import TrainingStep
 from vidgen.training import Trainer
 from vidgen.training.batches import micro_batches
@@ -66,9 +66,9 @@ def test_plan_is_all_at_once_then_an_autoregressive_window():
 
 def test_plans_that_do_not_fit_are_refused_by_the_first_bad_call():
     strategy = build()
-    strategy.accepts(chunks(20, 6))
+    strategy.check_plan(chunks(20, 6))
     with pytest.raises(PlanError, match="call 'video/0-7' covers 8 frames; vdm was trained on clips of 6"):
-        strategy.accepts(chunks(20, 8))
+        strategy.check_plan(chunks(20, 8))
     plan: Plan = keyframes(20, 6)
     with pytest.raises(PlanError, match=f"call '{plan.calls[0].id}'.*trained on frames at spacing 1"):
         sampler(strategy)("red", num_frames=20, plan=plan)
@@ -249,7 +249,7 @@ def test_clips_begin_with_a_picture_until_first_frame_steps():
 
 def test_levels_that_it_does_not_know_are_refused():
     with pytest.raises(PlanError, match=r"level 'global'; vdm knows frames of the video"):
-        build().accepts(chunks(12, 6, root="global"))
+        build().check_plan(rooted(chunks(12, 6), "global"))
 
 
 def test_pretrained_process_is_kept(tmp_path):
