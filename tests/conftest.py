@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +25,14 @@ TENSOR_MODULES = [
     "video",
 ]
 install_import_hook([f"vidgen.{name}" for name in TENSOR_MODULES], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _usual_messages() -> None:
+    """The command line shows more messages from its first run on: not so in the tests that follow."""
+    logger = logging.getLogger("vidgen")
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -122,6 +122,25 @@ def test_another_process_draws_the_same() -> None:
     assert done.stdout.strip() == here.hexdigest()
 
 
+def test_the_data_are_those_that_the_bundled_models_were_trained_on() -> None:
+    """Another name of the key, and every model was trained on other videos and judged by other combinations."""
+    data = ShapesDataset(8, 16, 16)
+    assert [data.caption(i) for i in range(5)] == [
+        "a green circle bounces",
+        "a cyan square moves left",
+        "a blue circle moves down",
+        "a blue triangle moves up",
+        "a cyan circle moves right",
+    ]
+    assert data.content_key(3) == "282314999b4854bfa0a182fe9be0dbbe"
+    assert sorted(held_out_combinations(0.03)) == [
+        ("green", "square", "circle"),
+        ("magenta", "circle", "up"),
+        ("magenta", "triangle", "up"),
+        ("red", "triangle", "up"),
+    ]
+
+
 def test_a_video_is_a_function_of_seed_split_and_index_only() -> None:
     first = ShapesDataset(10, seed=3)
     longer = ShapesDataset(99, num_frames=400, seed=3)
