@@ -132,8 +132,10 @@ def take_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -
     """Copy ``weights``, which ``file`` held, into ``module``.
 
     Raises:
-        CheckpointError: they belong to another network, or hold NaN or infinity where a fresh one does not.
+        CheckpointError: they belong to another network, hold NaN or infinity where a fresh one does not, or
+            are of a kind of number (whole, real, complex) that copying would change.
     """
+    _check_kinds(module, weights, file)
     finite = {name for name, value in _values(module).items() if _is_finite(value)}
     try:
         # Copied into fresh parameters: bitwise equal outputs, whatever the file's alignment.
@@ -149,6 +151,26 @@ def take_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -
             "one); such a network gives no video. The training diverged, or half precision overflowed: "
             "use an earlier checkpoint, or fetch the file again."
         )
+
+
+def _check_kinds(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse whole or complex numbers for real ones, say, which PyTorch would cast without a word."""
+    wrong = {
+        name: (weights[name].dtype, value.dtype)
+        for name, value in _values(module).items()
+        if name in weights and _kind(weights[name]) != _kind(value)
+    }
+    if wrong:
+        name, (given, expected) = next(iter(wrong.items()))
+        raise CheckpointError(
+            f"{file} holds {name!r} as {given}; {type(module).__name__} has {expected} there ({len(wrong)} of "
+            f"{len(weights)} tensors are of another kind of number). Quantised weights are not read: save "
+            "them as float16, bfloat16 or float32."
+        )
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:

@@ -242,3 +242,22 @@ def test_files_are_as_readable_as_the_umask_says(strategy, tmp_path, umask):
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
     assert modes == {0o666 & ~umask}
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(folder, dtype):
+    """PyTorch would cast them: whole numbers in place of real ones are zeros, mostly."""
+    file = folder / "unet" / WEIGHTS
+    write_tensors(file, {name: value.to(dtype) for name, value in load_file(file).items()})
+    with pytest.raises(CheckpointError, match=f"{dtype!s}.*float16, bfloat16 or float32"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_taken(folder, dtype):
+    file = folder / "unet" / WEIGHTS
+    saved = {name: value.to(dtype) for name, value in load_file(file).items()}
+    write_tensors(file, saved)
+    loaded = load(folder).strategy.modules["unet"].state_dict()
+    assert saved
+    assert all(torch.equal(loaded[name], value.float()) for name, value in saved.items())

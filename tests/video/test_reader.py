@@ -452,3 +452,24 @@ def test_unknown_names(folder: Path) -> None:
 def test_videos_are_read_without_torch() -> None:
     code = "import sys, vidgen.video; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_joined_transport_streams_lose_nothing(tmp_path: Path, codec: str) -> None:
+    """Joined with ``cat``, packet counters start anew, which FFmpeg's demuxer flags as a loss."""
+    first = encode(tmp_path / "first.ts", codec, bframes=2)
+    second = encode(tmp_path / "second.ts", codec, bframes=2, frames=[barcode(i) for i in range(60, 91)])
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with VideoReader(joined) as reader:
+        assert numbers([*reader]) == list(range(91))
+        assert numbers(reader.read_frames([90, 58, 59, 60, 61, 0])) == [90, 58, 59, 60, 61, 0]
+
+
+def test_what_is_lost_within_a_transport_stream_is_no_join(tmp_path: Path) -> None:
+    data = encode(tmp_path / "whole.ts", bframes=0).read_bytes()
+    lost = tmp_path / "lost.ts"
+    middle = len(data) // 376 * 188
+    lost.write_bytes(data[:middle] + data[middle + 188 :])
+    with VideoReader(lost) as reader, pytest.raises(VideoError, match="damaged"):
+        reader.read_frames(range(len(reader)))

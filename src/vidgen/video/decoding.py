@@ -7,9 +7,10 @@ frame, in the order of decoding: what follows damage may be built on it, marked 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import av
 from av.container import InputContainer
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     VideoPacket: TypeAlias = Packet[VideoStream]
 else:
     VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
+
+_FLAG_EARLY = 1
+"""Packets by which a flag of damage may come early, since parsers emit a picture when the next begins."""
 
 
 class Damage:
@@ -55,7 +59,7 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     before it: they are left out, and that they cannot be decoded is no damage.
     """
     orders: dict[int | None, int] = {}  # of packets, by their timestamp
-    for order, packet in enumerate(_readable(packets, damage)):
+    for order, packet in enumerate(_joined(_readable(packets, damage))):
         early = start is not None and packet.pts is not None and packet.pts < start
         damage.early |= early
         orders[packet.pts] = order
@@ -117,6 +121,34 @@ def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoP
         if packet.size or packet.dts is None:  # an empty one stands for a dropped frame in an AVI
             order += 1
             yield packet
+
+
+def _joined(packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
+    """Give ``packets``, those before a join without the demuxer's flag of damage.
+
+    Where transport streams were joined, their packet counters start anew, and FFmpeg's demuxer takes
+    that for a loss. Nothing is lost if the times start anew too; the decoder sees what was cut short.
+    """
+    ahead: deque[VideoPacket] = deque()
+    while (packet := ahead.popleft() if ahead else next(packets, None)) is not None:
+        if packet.is_corrupt:
+            while len(ahead) < _FLAG_EARLY + 1 and (more := next(packets, None)) is not None:
+                ahead.append(more)
+            if _starts_anew(packet, ahead):
+                packet = _unflagged(packet)
+        yield packet
+
+
+def _starts_anew(packet: VideoPacket, following: Iterable[VideoPacket]) -> bool:
+    return packet.dts is not None and any(p.dts is not None and p.dts < packet.dts for p in following)
+
+
+def _unflagged(packet: VideoPacket) -> VideoPacket:
+    """Return a copy, since the flag cannot be cleared, and decoders hand it on to the frame."""
+    copy = cast("VideoPacket", Packet(bytes(packet)))
+    copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+    copy.stream, copy.is_keyframe = packet.stream, packet.is_keyframe
+    return copy
 
 
 def open_video(path: Path, strict: bool = True) -> tuple[InputContainer, VideoStream]:
