@@ -38,8 +38,8 @@ class LevelModel(ABC):
         frame_stride: latent frames of the video for each frame of this level: 2 at half the rate.
 
     Attributes:
-        guided_by_text_alone: whether guidance mixes prompts and nothing else, so that it is left out where prompt
-            and negative prompt are the same. False where an image embedding, say, has a negative counterpart.
+        guided_by_text_alone: whether guidance mixes prompts and nothing else, so that it is left out between
+            equal prompts. False where an image embedding, say, has a negative counterpart too.
     """
 
     guided_by_text_alone: ClassVar[bool] = True

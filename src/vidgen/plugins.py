@@ -4,6 +4,7 @@ Listing reads names from installed metadata and imports nothing. What an entry p
 
 - ``vidgen.strategies``: a subclass of ``vidgen.strategy.Strategy``;
 - ``vidgen.trainables``: a subclass of ``vidgen.trainable.Trainable`` that trains something else;
+- ``vidgen.priors``: a subclass of ``vidgen.noise.NoisePrior``, under its ``kind``;
 - ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
 - ``vidgen.models``: the folder of trained weights inside the package, as a path or as a function without
   arguments that returns one; the recipe of the same name, if there is one, trains it.
@@ -23,6 +24,7 @@ from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameErro
 __all__ = [
     "INSTALL",
     "MODELS",
+    "PRIORS",
     "RECIPES",
     "STRATEGIES",
     "TRAINABLES",
@@ -37,10 +39,17 @@ __all__ = [
 STRATEGIES = "vidgen.strategies"
 TRAINABLES = "vidgen.trainables"
 RECIPES = "vidgen.recipes"
+PRIORS = "vidgen.priors"
 MODELS = "vidgen.models"
 INSTALL = "If a package adds it, install that package."
 
-_KIND = {STRATEGIES: "strategy", TRAINABLES: "trainable", RECIPES: "recipe", MODELS: "model"}
+_KIND = {
+    STRATEGIES: "strategy",
+    TRAINABLES: "trainable",
+    RECIPES: "recipe",
+    MODELS: "model",
+    PRIORS: "noise prior",
+}
 
 
 def _points(group: str) -> dict[str, EntryPoint]:

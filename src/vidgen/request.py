@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from vidgen.weights import digest_of
 
 __all__ = ["Canvas", "Defaults", "LevelSettings", "Prompt", "Request", "by_level"]
 
-Prompt = str | Mapping[int, str]
-"""One text for the whole video, or ``{first frame: text}``: each text holds until the next begins."""
+Prompt = str | Mapping[int, str] | Sequence[str] | Callable[[int], str]
+"""One text for the whole video; ``{first frame: text}``, where each text holds until the next begins; a text
+for each frame; or a function of the frame."""
 
 
 class Canvas(dict[Slot, Tensor]):
@@ -72,7 +73,7 @@ class Request:
     """What was asked for one video.
 
     Args:
-        prompt: text, or texts by first frame.
+        prompt: text, or ``{first frame: text}``.
         negative_prompt: what guidance moves away from; ``""`` is the unconditional prompt.
         seed: the 63-bit seed of all its noise.
         num_frames: video frames.
@@ -84,7 +85,7 @@ class Request:
         encoded: token embeddings of texts that were encoded already; the requests of one generation share them.
     """
 
-    prompt: Prompt
+    prompt: str | Mapping[int, str]
     negative_prompt: str
     seed: int
     num_frames: int

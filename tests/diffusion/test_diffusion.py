@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from vidgen.conditioning import Conditioning
-from vidgen.diffusion import Diffusion, Source, scheduler_from_name
+from vidgen.diffusion import CLEAN, Diffusion, Source, scheduler_from_name
 from vidgen.errors import InvalidArgumentError, SchedulerError, UnknownNameError
 from vidgen.noise import Decomposed, Independent, NoiseKey
 
@@ -427,3 +427,20 @@ def test_min_snr_weight_is_one_objective_in_every_prediction_type():
     found = (error * flow.min_snr_weight(t, clean, 5.0)).mean((1, 2, 3, 4))
     snr = (k.signal / k.noise).flatten() ** 2
     torch.testing.assert_close(found, snr.clamp_max(5.0) * ((wrong - clean) ** 2).mean((1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [ddim(), ddim(prediction_type="v_prediction"), FlowMatchEulerDiscreteScheduler()]
+)
+def test_a_frame_may_be_clean_where_times_are_per_frame(scheduler):
+    model, flow = Diffusion(scheduler), isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    clean, noise = noise_like((2, 3, 2, 4, 4), 1), noise_like((2, 3, 2, 4, 4), 2)
+    t = torch.tensor([[CLEAN, 500], [900, CLEAN]], dtype=torch.float32 if flow else torch.long)
+    x_t = model.noised(clean, noise, t)
+    assert torch.equal(x_t[0, :, 0], clean[0, :, 0])
+    assert torch.equal(x_t[1, :, 1], clean[1, :, 1])
+    alone = model.noised(clean, noise, t.clamp_min(0))
+    assert torch.equal(x_t[0, :, 1], alone[0, :, 1])
+    assert torch.equal(x_t[1, :, 0], alone[1, :, 0])
+    estimate = model.clean_estimate(model.target(clean, noise, t), x_t, t)
+    torch.testing.assert_close(estimate, clean, rtol=1e-4, atol=1e-3)

@@ -155,3 +155,27 @@ def test_an_unfinished_prior_cannot_be_made():
 
     with pytest.raises(UnknownNameError, match="noise prior 'test-half'"):
         NoisePrior.from_dict({"kind": "test-half"})
+
+
+def test_a_plug_ins_prior_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    """A checkpoint names the kind alone: nothing has imported the package yet when it is opened."""
+    info = tmp_path / "vidgen_still-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vidgen-still\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vidgen.priors]\nstill = vidgen_still:Still\n")
+    (tmp_path / "vidgen_still.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from vidgen.noise import Decomposed\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Still(Decomposed):\n"
+        "    kind = 'still'\n"
+        "    lam: float = 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        prior = NoisePrior.from_dict({"kind": "still", "lam": 0.75})
+        assert (type(prior).__name__, prior.to_dict()["lam"]) == ("Still", 0.75)
+        with pytest.raises(UnknownNameError, match="still"):
+            NoisePrior.from_dict({"kind": "stil"})
+    finally:
+        NoisePrior._kinds.pop("still", None)

@@ -146,6 +146,7 @@ def load_strategy(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     repositories: Collection[str] = (),
+    strategy: str | None = None,
     **components: Any,
 ) -> Strategy:
     """Load a strategy.
@@ -159,6 +160,8 @@ def load_strategy(
         repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded, for
             components that it refers to and for open_clip models. By default there are none: what a checkpoint
             names, its author chose.
+        strategy: the name of another strategy, of the same components, to run the checkpoint's weights: one
+            that wraps it, say. Settings that the other one alone has are at their defaults.
         **components: ready modules to use instead of those of the checkpoint, whose files are then not
             read; ``scheduler`` may be another diffusers scheduler of the same process.
 
@@ -171,15 +174,15 @@ def load_strategy(
     """
     device = checked_device(device)
     with readable(source), repositories_allowed(repositories):
-        strategy = _loaded(locate(source, revision=revision), components)
-    return strategy.to(device, dtype)
+        loaded = _loaded(locate(source, revision=revision), components, strategy)
+    return loaded.to(device, dtype)
 
 
-def _loaded(folder: Path, components: dict[str, Any]) -> Strategy:
-    """Build what the checkpoint ``folder`` holds, but for what is given ready."""
+def _loaded(folder: Path, components: dict[str, Any], other: str | None = None) -> Strategy:
+    """Build what the checkpoint ``folder`` holds (as strategy ``other``, if named), but for what is given."""
     index = read_index(folder)
     _refuse_others(index["strategy"], folder)
-    strategy_class = plugins.load(plugins.STRATEGIES, index["strategy"])
+    strategy_class = plugins.load(plugins.STRATEGIES, other or index["strategy"])
     _check_names(strategy_class, components)
     scheduler = components.pop(SCHEDULER, None)
     config = _config(strategy_class, index["config"], folder)

@@ -106,7 +106,17 @@ _NAMES = {"steps": "num_inference_steps", "num_videos": "num_videos_per_prompt",
 _BY_LEVEL = {"num_inference_steps": int, "guidance_scale": float, "eta": float, "scheduler": str}
 """Options that may be given level by level, and what their values are."""
 
-_APART = ("checkpoint", "repository", "device", "quiet", "verbose", "more_prompts", "prompt_file", "option")
+_APART = (
+    "checkpoint",
+    "repository",
+    "strategy",
+    "device",
+    "quiet",
+    "verbose",
+    "more_prompts",
+    "prompt_file",
+    "option",
+)
 """Options that are no arguments of the sampler's call."""
 
 
@@ -144,6 +154,9 @@ def generate(
     overwrite: Overwrite = False,
     option: Annotated[list[str] | None, typer.Option(help="The strategy's own: NAME=VALUE.")] = None,
     repository: Repositories = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Run the weights with this strategy, which wraps theirs.")
+    ] = None,
     device: Device = None,
     quiet: Quiet = 0,
     verbose: Verbose = 0,
@@ -165,7 +178,8 @@ def generate(
         check_sheet(sheet, mark, overwrite=overwrite)
     if captions and not overwrite:
         check_captions(_paths(out, len(prompts)), prompts)
-    paths = _run(checkpoint, device, repository or [], arguments)
+    where = {"device": device, "repositories": repository or [], "strategy": strategy}
+    paths = _run(checkpoint, where, arguments)
     if captions:
         write_captions(paths, prompts)
     if sheet is not None:
@@ -222,10 +236,10 @@ def _check_places(
     refuse_inputs(outputs, () if arguments["overwrite"] else inputs)
 
 
-def _run(checkpoint: str, device: str | None, repositories: list[str], arguments: dict[str, Any]) -> list[Path]:
+def _run(checkpoint: str, where: dict[str, Any], arguments: dict[str, Any]) -> list[Path]:
     from vidgen.sampling import load
 
-    sampler = load(checkpoint, device=device, repositories=repositories)
+    sampler = load(checkpoint, **where)
     if logs.is_quiet():
         sampler.set_progress_bar_config(disable=True)
     result: Any = sampler(**arguments)

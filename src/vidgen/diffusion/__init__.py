@@ -8,7 +8,7 @@ A *process* is how data turn into noise: ``"variance_preserving"`` (DDPM and its
 (flow matching, ``x_t = (1 - sigma) x_0 + sigma eps``). Schedulers are exchangeable within one process.
 """
 
-from vidgen.diffusion.process import Denoiser, Diffusion, Source, StepCallback
+from vidgen.diffusion.process import CLEAN, Denoiser, Diffusion, Source, StepCallback
 from vidgen.diffusion.schedulers import scheduler_from_name
 
-__all__ = ["Denoiser", "Diffusion", "Source", "StepCallback", "scheduler_from_name"]
+__all__ = ["CLEAN", "Denoiser", "Diffusion", "Source", "StepCallback", "scheduler_from_name"]

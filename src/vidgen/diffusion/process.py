@@ -26,7 +26,10 @@ from vidgen.diffusion.steps import prepared
 from vidgen.errors import InvalidArgumentError, SchedulerError
 from vidgen.tensors import Latents
 
-__all__ = ["Denoiser", "Diffusion", "Source", "StepCallback"]
+__all__ = ["CLEAN", "Denoiser", "Diffusion", "Source", "StepCallback"]
+
+CLEAN = -1
+"""The timestep of frames without noise, where times are per frame (b f)."""
 
 StepCallback = Callable[[int, Tensor, Latents], Latents]
 """``(step index, timestep, latents) -> latents``, called after every solver step."""
@@ -107,17 +110,22 @@ class Diffusion:
     def coefficients(self, t: Tensor, like: Tensor) -> Coefficients:
         """Return signal and noise coefficients at ``t`` of shape (b,) or (b, f), for ``like`` b c f h w.
 
+        ``CLEAN`` (-1) is the time of what has no noise: signal 1 and noise 0, in every process.
+
         Raises:
             InvalidArgumentError: ``t`` has another shape, or a real one lies outside the schedule.
         """
         if t.ndim not in (1, 2):
             raise InvalidArgumentError(f"timesteps have shape {tuple(t.shape)}; expected (b,) or (b, f).")
+        clean = (t == CLEAN).to(like.device)
+        t = t.clamp_min(0)
         if self.process == "flow":
             noise = t.to(like.device, torch.float32) / self.num_train_timesteps
             signal = 1 - noise
         else:
             alphas = self._alphas(t).to(like.device, torch.float32)
             signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
+        signal, noise = signal.masked_fill(clean, 1.0), noise.masked_fill(clean, 0.0)
         shape = (-1, 1, 1, 1, 1) if t.ndim == 1 else (t.shape[0], 1, t.shape[1], 1, 1)
         return Coefficients(signal.reshape(shape).to(like.dtype), noise.reshape(shape).to(like.dtype))
 

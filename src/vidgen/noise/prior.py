@@ -18,12 +18,11 @@ from jaxtyping import Float, Float64
 from pydantic_core import core_schema
 from torch import Tensor
 
+from vidgen import plugins
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.noise.keys import NoiseKey
 
 __all__ = ["NoisePrior", "check_request"]
-
-_INSTALL = "If a package adds it, install that package, and import it."
 
 
 class NoisePrior(ABC):
@@ -109,8 +108,11 @@ class NoisePrior(ABC):
                 f"{', '.join(sorted(NoisePrior._kinds))}."
             )
         cls = NoisePrior._kinds.get(kind)
+        if cls is None and kind in plugins.available(plugins.PRIORS):
+            cls = plugins.load(plugins.PRIORS, kind)
         if cls is None or isabstract(cls):
-            raise UnknownNameError("noise prior", kind, NoisePrior._kinds, _INSTALL)
+            known = [*NoisePrior._kinds, *plugins.available(plugins.PRIORS)]
+            raise UnknownNameError("noise prior", kind, known, plugins.INSTALL)
         return cls(**_checked(cls, parameters))
 
     @classmethod

@@ -19,7 +19,7 @@ from vidgen.errors import InvalidArgumentError, PlanError, UnknownNameError
 from vidgen.noise import NoisePrior, seeds_from
 from vidgen.plans import Call, Plan, Slot
 from vidgen.request import Defaults, LevelSettings, Prompt, Request, by_level
-from vidgen.sampling.checks import MOST_FRAMES, checked_plain, checked_types, prior_of, prompts_of
+from vidgen.sampling.checks import MOST_FRAMES, by_frame, checked_plain, checked_types, prior_of, prompts_of
 from vidgen.sampling.cost import Cost, Pace
 from vidgen.sampling.decoding import spans
 from vidgen.sampling.given import Given, Picture, Pictures, each
@@ -198,37 +198,40 @@ class Arguments:
         prompts = self._prompts(len(embeds), len(pictures))
         seeds = self._seeds(len(prompts))
         negatives = self._negatives(len(prompts))
-        chosen = {name: getattr(self, name) for name in BY_LEVEL}
-        prior = None if self.noise_prior is None else prior_of(self.noise_prior)
-        levels = settings_of(strategy, chosen, prior)
-        if prompts == negatives and not embeds:
-            levels = _without_guidance(strategy, levels)
         video: Tensor | None = pictures[0].video
         num_frames = _positive(
             "num_frames", self.num_frames, defaults.num_frames if video is None else video.shape[1]
         )
         _check_amount(num_frames, prompts)
+        texts = [by_frame(prompt, num_frames) for prompt in prompts]
         shared: dict[str, Any] = {
             "num_frames": num_frames,
             "height": size[0],
             "width": size[1],
             "fps": float(_positive("fps", self.fps, strategy.frame_rate(num_frames))),
-            "levels": levels,
+            "levels": self._levels(strategy, guided=bool(embeds) or texts != negatives),
             "encoded": {},
             "options": self._options(strategy),
         }
         rows: list[dict[str, Any]] = embeds or [{}] * len(prompts)
         requests = tuple(
             Request(prompt=prompt, negative_prompt=negative, seed=seed, **row, **shared)
-            for prompt, negative, seed, row in zip(prompts, negatives, seeds, rows, strict=True)
+            for prompt, negative, seed, row in zip(texts, negatives, seeds, rows, strict=True)
         )
         if strategy.text_encoder is not None:
             # All of them now, and not after hours when their frame comes.
             strategy.text_encoder.check(sorted({text for request in requests for text in request.texts}))
         return requests
 
+    def _levels(self, strategy: Strategy, *, guided: bool) -> dict[str, LevelSettings]:
+        """Return how each level is answered; between equal prompts (not ``guided``) without guidance."""
+        chosen = {name: getattr(self, name) for name in BY_LEVEL}
+        prior = None if self.noise_prior is None else prior_of(self.noise_prior)
+        levels = settings_of(strategy, chosen, prior)
+        return levels if guided else _without_guidance(strategy, levels)
+
     def _embeds(self, strategy: Strategy) -> list[dict[str, Any]]:
-        """Return the given prompt embeddings, one mapping per video; none are none."""
+        """Return the given prompt embeddings, one mapping per video; empty if none were given."""
         names = ("prompt_embeds", "negative_prompt_embeds")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given:

@@ -16,9 +16,18 @@ from torch import Tensor
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import NoisePrior
 from vidgen.plans import Plan, Slot
+from vidgen.request import Prompt
 from vidgen.sampling.levels import BY_LEVEL
 
-__all__ = ["MOST_FRAMES", "checked_call", "checked_plain", "checked_types", "prior_of", "prompts_of"]
+__all__ = [
+    "MOST_FRAMES",
+    "by_frame",
+    "checked_call",
+    "checked_plain",
+    "checked_types",
+    "prior_of",
+    "prompts_of",
+]
 
 MOST_FRAMES = 1_000_000
 
@@ -103,21 +112,47 @@ def prior_of(value: NoisePrior | str | Mapping[str, Any]) -> NoisePrior:
     return NoisePrior.from_dict({"kind": value} if isinstance(value, str) else value)
 
 
-def prompts_of(value: Any) -> list[Any]:
-    """Return a list of prompts, each a text or ``{first frame: text}``; class numbers become texts.
+def by_frame(prompt: Prompt, num_frames: int) -> str | Mapping[int, str]:
+    """Return one prompt as a text, or as ``{first frame: text}`` with the frames where the text changes.
 
     Raises:
-        InvalidArgumentError: something else, or an empty mapping.
+        InvalidArgumentError: a list without one text for each frame, or a function that returns no text.
+    """
+    if isinstance(prompt, str | Mapping):
+        return prompt
+    if callable(prompt):
+        texts = [_text(prompt(frame)) for frame in range(num_frames)]
+    else:
+        texts = [_text(text) for text in prompt]
+        if len(texts) != num_frames:
+            raise InvalidArgumentError(
+                f"a list of {len(texts)} texts was given as one video's prompt, and the video has {num_frames} "
+                "frames; expected one text for each frame, or {first frame: text}."
+            )
+    return {i: text for i, text in enumerate(texts) if i == 0 or text != texts[i - 1]}
+
+
+def prompts_of(value: Any) -> list[Any]:
+    """Return a list of prompts, one per video: see ``Prompt``; class numbers become texts.
+
+    Raises:
+        InvalidArgumentError: something else, or an empty mapping or list.
     """
     many = isinstance(value, Sequence) and not isinstance(value, str)
     return [_prompt(prompt) for prompt in (value if many else [value])]
 
 
 def _prompt(prompt: Any) -> Any:
-    if not isinstance(prompt, Mapping):
+    if callable(prompt):
+        return prompt
+    if not isinstance(prompt, Mapping | list | tuple):
         return _text(prompt)
     if not prompt:
-        raise InvalidArgumentError("a prompt is an empty mapping; expected {first frame: text}.")
+        raise InvalidArgumentError(
+            f"a prompt is empty ({prompt!r}); expected {{first frame: text}}, or one text for each frame."
+        )
+    if not isinstance(prompt, Mapping):
+        return [_text(text) for text in prompt]
     texts = {_whole("a frame of a prompt", frame): _text(text) for frame, text in prompt.items()}
     if min(texts) < 0:
         raise InvalidArgumentError(f"a prompt begins at frame {min(texts)}; frames count from 0.")
@@ -130,7 +165,11 @@ def _text(value: Any) -> str:
     try:
         return str(int(operator.index(value)))  # a class label
     except TypeError:
-        raise _wrong("a prompt", value, "a text, a class number, or {first frame: text}") from None
+        raise _wrong(
+            "a prompt",
+            value,
+            "a text, a class number, {first frame: text}, a text for each frame, or a function of frames",
+        ) from None
 
 
 def _each(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:

@@ -227,8 +227,9 @@ class Sampler:
         """Generate videos.
 
         Args:
-            prompt: a text, a mapping ``{first frame: text}``, or a list of either, one per video; for a
-                class-conditional model the class's name or number.
+            prompt: a text, or a list of them, one per video; for a class-conditional model the class's name or
+                number. Of one video it may change by frame: ``{first frame: text}``, a list with a text for
+                each frame (within the list of videos: ``[[...]]``), or a function of the frame.
             negative_prompt: what guidance moves away from; ``""`` or None is the unconditional prompt.
             num_frames, height, width, fps: of the video; by default what the strategy was trained on.
             num_inference_steps: solver steps of every call. This one, ``guidance_scale``, ``scheduler`` and
@@ -453,6 +454,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     repositories: Collection[str] = (),
+    strategy: str | None = None,
     **components: Any,
 ) -> Sampler:
     """Load a sampler from wherever a checkpoint is.
@@ -464,6 +466,7 @@ def load(
         dtype: cast the weights, to ``torch.float16`` or ``"float16"``, say; None keeps float32.
         revision: branch, tag or commit of a hub id.
         repositories: other repositories of the hub, ``user/repo``, that the checkpoint may have loaded.
+        strategy: the name of another strategy to run the weights with, one that wraps the checkpoint's.
         **components: modules that stand in for those of the checkpoint, by component name.
 
     Raises:
@@ -476,5 +479,5 @@ def load(
             f"dtype={components['torch_dtype']}."
         )
     options: dict[str, Any] = {"device": device, "dtype": checked_dtype(dtype), "revision": revision}
-    options["repositories"] = repositories
+    options |= {"repositories": repositories, "strategy": strategy}
     return Sampler(checkpoint.load_strategy(source, **options, **components))
