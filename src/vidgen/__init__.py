@@ -20,6 +20,7 @@ _HOMES = {
     "Sampler": "sampling",
     "SamplerOutput": "sampling",
     "Stage": "trainable",
+    "StageConfig": "recipe",
     "Strategy": "strategy",
     "Trainer": "training",
     "TrainingConfig": "recipe",

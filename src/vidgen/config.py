@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,6 +44,8 @@ def to_dict(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and (hints[field.name] is Any or _plain(type(value))):
             out[field.name] = to_dict(value)
+        elif _of_dataclasses(hints[field.name]) is not None:
+            out[field.name] = {key: to_dict(each) for key, each in value.items()}
         else:
             out[field.name] = _adapter(hints[field.name]).dump_python(value, mode="json")
     return out
@@ -52,6 +54,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(kind: Any) -> bool:
     """Whether ``kind`` is a dataclass without a serialisation of its own."""
     return dataclasses.is_dataclass(kind) and not hasattr(kind, "__get_pydantic_core_schema__")
+
+
+def _of_dataclasses(kind: Any) -> Any:
+    """Return the dataclass that a mapping by names holds (``dict[str, StageConfig]``), or None."""
+    arguments = get_args(kind)
+    return arguments[1] if get_origin(kind) is dict and len(arguments) == 2 and _plain(arguments[1]) else None
 
 
 def from_dict(kind: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
@@ -67,8 +75,13 @@ def from_dict(kind: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     for key, value in data.items():
         if key not in names:
             raise UnknownNameError(f"field of {kind.__name__}", f"{where}{key}", names)
+        each = _of_dataclasses(hints[key])
         if _plain(hints[key]) and isinstance(value, Mapping):
             values[key] = from_dict(hints[key], value, where=f"{where}{key}.")
+        elif each is not None and isinstance(value, Mapping):
+            values[key] = {
+                name: from_dict(each, own, where=f"{where}{key}.{name}.") for name, own in value.items()
+            }
         else:
             values[key] = _checked(hints[key], value, f"{where}{key}")
     try:
@@ -95,6 +108,9 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         value = getattr(config, field.name)
         if _plain(type(value)):
             yield from fields_of(value, f"{prefix}{field.name}.")
+        elif _of_dataclasses(hints[field.name]) is not None:
+            for key, each in value.items():
+                yield from fields_of(each, f"{prefix}{field.name}.{key}.")
         else:
             yield f"{prefix}{field.name}", hints[field.name], value
 
@@ -129,15 +145,32 @@ def override(config: T, assignments: Iterable[str]) -> T:
 
 def _find(config: Any, name: str) -> tuple[str, Any]:
     leaves = {path: kind for path, kind, _ in fields_of(config)}
+    leaves |= _leaves_of_entry(config, name)
     if name in leaves:
         return name, leaves[name]
-    matches = [path for path in leaves if path.endswith(f".{name}")]
+    mappings = tuple(f"{field}." for field in _mappings(config))
+    matches = [path for path in leaves if path.endswith(f".{name}") and not path.startswith(mappings)]
     if len(matches) > 1:
         raise InvalidArgumentError(f"field {name!r} is ambiguous; write one of {', '.join(sorted(matches))}.")
     if not matches:
         known = {*leaves, *(path.rpartition(".")[2] for path in leaves)} if "." not in name else leaves
         raise UnknownNameError("field", name, known)
     return matches[0], leaves[matches[0]]
+
+
+def _mappings(config: Any) -> dict[str, Any]:
+    """Return the fields of ``config`` that hold dataclasses by name, and which dataclass."""
+    found = {name: _of_dataclasses(hint) for name, hint in get_type_hints(type(config)).items()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _leaves_of_entry(config: Any, name: str) -> dict[str, Any]:
+    """Return the leaves of the entry that ``name`` (``stages.NAME.steps``) speaks of, there or not."""
+    field, _, rest = name.partition(".")
+    kind, key = _mappings(config).get(field), rest.rpartition(".")[0]
+    if kind is None or not key:
+        return {}
+    return {f"{field}.{key}.{path}": hint for path, hint in get_type_hints(kind).items()}
 
 
 def _parsed(kind: Any, text: str, name: str) -> Any:
@@ -163,7 +196,13 @@ def _replaced(config: T, changes: Mapping[str, Any]) -> T:
     values = {}
     for name, change in changes.items():
         old = getattr(config, name)
-        values[name] = _replaced(old, change) if _plain(type(old)) else change
+        if _plain(type(old)):
+            values[name] = _replaced(old, change)
+        elif name in _mappings(config) and isinstance(change, Mapping):
+            kind = _mappings(config)[name]
+            values[name] = old | {key: _replaced(old.get(key, kind()), own) for key, own in change.items()}
+        else:
+            values[name] = change
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 

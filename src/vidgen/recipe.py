@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vidgen.video.dataset import DataConfig
 
-__all__ = ["Recipe", "TrainingConfig"]
+__all__ = ["Recipe", "StageConfig", "TrainingConfig"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,35 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """What one stage does otherwise than the recipe says for all; None is as for all.
+
+    Args:
+        steps, batch_size, micro_batch_size, learning_rate, lr_schedule, warmup_steps, weight_decay, betas,
+            max_grad_norm, ema_decay, cache_latents: see ``TrainingConfig``.
+        clip_length, stride, size: of its clips, see ``DataConfig``.
+    """
+
+    steps: int | None = None
+    batch_size: int | None = None
+    micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    lr_schedule: str | None = None
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    max_grad_norm: float | None = None
+    ema_decay: float | None = None
+    cache_latents: bool | None = None
+    clip_length: int | None = None
+    stride: int | None = None
+    size: int | tuple[int, int] | None = None
+
+
+_OF_DATA = ("clip_length", "stride", "size")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training run.
 
@@ -80,10 +109,25 @@ class Recipe:
         strategy: the name of the strategy (entry point group ``vidgen.strategies``).
         model: an instance of that strategy's ``Config``.
         data: which clips.
-        training: how to train.
+        training: how to train, in every stage.
+        stages: what a stage does otherwise, by its name.
     """
 
     strategy: str
     model: Any
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+
+    def training_of(self, stage: str) -> TrainingConfig:
+        """Return how the stage of this name is trained."""
+        own = {name: value for name, value in self._own(stage).items() if name not in _OF_DATA}
+        return replace(self.training, **own)
+
+    def data_of(self, stage: str) -> DataConfig:
+        """Return which clips the stage of this name learns from."""
+        return replace(self.data, **{n: value for n, value in self._own(stage).items() if n in _OF_DATA})
+
+    def _own(self, stage: str) -> dict[str, Any]:
+        own = vars(self.stages.get(stage, StageConfig()))
+        return {name: value for name, value in own.items() if value is not None}

@@ -90,12 +90,13 @@ def _summary(trainer: Trainer, name: str, out: Path) -> Iterator[str]:
     yield f"  clips of {data.clip_length} frame(s) of {size[1]} x {size[0]}{_known(model)}"
     for component, count in trainer.strategy.num_parameters().items():
         yield f"  {component}: {count:,} parameters"
-    stages = " and ".join(stage.name for stage in trainer.strategy.stages())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
-    yield (
-        f"  {config.steps} steps of {stages}, {config.batch_size} clips each, learning rate "
-        f"{config.learning_rate:g} ({config.lr_schedule}), on {trainer.processes.device} in {precision}"
-    )
+    for stage in trainer.strategy.stages():
+        own = recipe.training_of(stage.name)
+        yield (
+            f"  {own.steps} steps of {stage.name}, {own.batch_size} clips each, learning rate "
+            f"{own.learning_rate:g} ({own.lr_schedule}), on {trainer.processes.device} in {precision}"
+        )
     yield f"  saved every {config.checkpoint_every} steps in {out}; all settings: {out / 'recipe.json'}"
 
 

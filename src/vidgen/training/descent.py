@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import TrainingError, UnknownNameError
-from vidgen.recipe import TrainingConfig
 from vidgen.trainable import Loss, TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.training.processes import Processes
@@ -35,13 +34,13 @@ class Descent:
     """Descends the losses of a stage, step by step.
 
     Args:
-        config: how.
+        seed: of the run.
         processes: that share each batch.
         kept: says what is left if training cannot go on.
     """
 
-    def __init__(self, config: TrainingConfig, processes: Processes, kept: Callable[[], str]) -> None:
-        self.config, self.processes, self.kept = config, processes, kept
+    def __init__(self, seed: int, processes: Processes, kept: Callable[[], str]) -> None:
+        self.seed, self.processes, self.kept = seed, processes, kept
 
     def __call__(self, running: Running, batch: ClipBatch, positions: tuple[int, ...]) -> dict[str, float]:
         """Do one step with this process's share of its batch and return what to log.
@@ -54,10 +53,10 @@ class Descent:
         Raises:
             TrainingError: a loss or gradient is not finite; the weights are as before this loss.
         """
-        where = TrainingStep(self.config.seed, running.stage.name, running.step, positions)
+        where = TrainingStep(self.seed, running.stage.name, running.step, positions)
         # Dropout draws from torch's state: it too is a function of the step, on each process its own.
         torch.manual_seed(int(where.key(0, "torch").generator(0).integers(1 << 63)))
-        pieces = pieces_of(running, batch.to(self.processes.device), where, self.config.micro_batch_size)
+        pieces = pieces_of(running, batch.to(self.processes.device), where, running.config.micro_batch_size)
         logs: dict[str, float] = {"loss": 0.0}
         stepped: set[str] = set()
         while name := self._accumulate(running, pieces, logs):
@@ -96,7 +95,8 @@ class Descent:
                 "depends on."
             )
         running.precision.unscale(name, optimizer)
-        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        most = running.config.max_grad_norm
+        limit = math.inf if most is None else most
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         scales = running.precision.scales()
         if name not in scales:  # fp16 skips such steps
@@ -113,7 +113,7 @@ class Descent:
     def _check_finite(self, running: Running, value: Tensor, what: str) -> None:
         if torch.isfinite(value).all():
             return
-        config = self.config
+        config = running.config
         raise TrainingError(
             f"the {what} of stage {running.stage.name!r} is {float(value.detach())} at step "
             f"{running.step}; expected a finite number. {self.kept()}. Lower learning_rate "

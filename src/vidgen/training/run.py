@@ -22,7 +22,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class RunFolder:
         recipe: of the run that wants the folder.
         resume: go on with what is there; False refuses a folder with checkpoints.
         main: whether this process is the one of the run that writes.
+        stages: the names of its stages, in order.
 
     Raises:
         RunFolderError: the folder holds something else, or a run of another recipe, or another process
@@ -78,8 +79,11 @@ class RunFolder:
         CheckpointError: it cannot be made or written; the methods that write raise it, too.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool, main: bool = True) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, *, resume: bool, main: bool = True, stages: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
+        self._steps, self._stage_steps = recipe.training.steps, [recipe.training_of(s).steps for s in stages]
         described = configs.to_dict(recipe)
         described["data"]["path"] = _resolved(described["data"]["path"])  # may go on from elsewhere
         with _writing(folder):
@@ -120,11 +124,11 @@ class RunFolder:
                 "it resume."
             )
         self._check_same(found, described)
-        self._check_steps(recipe.training.steps)
+        self._check_steps()
 
     def _check_same(self, found: Mapping[str, Any], described: Mapping[str, Any]) -> None:
         old, new = _leaves(found), _leaves(described)
-        changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and k not in _FREE)
+        changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not _is_free(k))
         if changed:
             detail = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
             raise RunFolderError(
@@ -132,23 +136,27 @@ class RunFolder:
                 "recipe."
             )
 
-    def _check_steps(self, steps: int) -> None:
+    def _check_steps(self) -> None:
         """Refuse a number of steps that would leave a stage with another one."""
         progress = progress_of(self.checkpoint(self.steps()[-1]) / "state")
         if progress is None:  # who loads the state says what is wrong
             return
-        if progress.offset != progress.stage * steps:
-            taken = progress.offset // progress.stage
+        before = [self._steps_of(stage) for stage in range(progress.stage)]
+        if progress.offset != sum(before):
             raise RunFolderError(
-                f"{self.folder} holds a run whose first {progress.stage} stage(s) took {taken} steps each, and "
-                f"training.steps is {steps} now. What later stages build on cannot be trained any further: "
-                f"give steps={taken} to go on, or another folder to train all stages anew."
+                f"{self.folder} holds a run whose first {progress.stage} stage(s) took {progress.offset} steps; "
+                f"the recipe gives them {' + '.join(map(str, before))} now. What later stages build on cannot be "
+                "trained any further: give the same steps to go on, or another folder to train all stages anew."
             )
+        steps = self._steps_of(progress.stage)
         if progress.step > steps:
             raise RunFolderError(
-                f"{self.folder} holds a run that has taken {progress.step} steps; training.steps is {steps}. "
+                f"{self.folder} holds a run that has taken {progress.step} steps; the recipe gives {steps}. "
                 f"Give {progress.step} or more, or another folder."
             )
+
+    def _steps_of(self, stage: int) -> int:
+        return self._stage_steps[stage] if stage < len(self._stage_steps) else self._steps
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
@@ -288,6 +296,12 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return math.inf  # torn off when the run was killed
+
+
+def _is_free(name: str) -> bool:
+    """Whether a setting may change in a run, of one stage as of all."""
+    parts = name.split(".")
+    return (f"training.{parts[-1]}" if parts[0] == "stages" else name) in _FREE
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

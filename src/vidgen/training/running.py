@@ -36,6 +36,7 @@ class Running:
     parameters: list[nn.Parameter]
     ema: EMAModel | None
     precision: Precision
+    config: TrainingConfig
     cache: LatentCache | None = None
     step: int = 0
     logs: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -148,7 +149,8 @@ def begin_stage(strategy: Trainable, stage: Stage, config: TrainingConfig, devic
     }
     schedules = {name: _schedule(optimizer, config, warmups[name]) for name, optimizer in optimizers.items()}
     precision = Precision(config.mixed_precision, device, optimizers)
-    return Running(strategy, stage, optimizers, schedules, parameters, _average(parameters, config), precision)
+    ema = _average(parameters, config)
+    return Running(strategy, stage, optimizers, schedules, parameters, ema, precision, config)
 
 
 def check_stage(strategy: Trainable, stage: Stage, config: TrainingConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vidgen import checkpoint, plugins
-from vidgen.errors import InvalidArgumentError
+from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.nn import batch_norm
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategy import Strategy
@@ -93,13 +93,13 @@ class Trainer:
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
         self.processes = Processes(device)
-        share_of(self.config.batch_size, self.processes.world)
         out = Path(out).expanduser()
         self.config = self._settled(out)
         self.recipe = replace(recipe, training=self.config)
         self.strategy = strategy.to(self.processes.device)
         self._prepare(out, held_out)
-        self.folder = RunFolder(out, self.recipe, resume=resume, main=self.processes.main)
+        names = [stage.name for stage in self.strategy.stages()]
+        self.folder = RunFolder(out, self.recipe, resume=resume, main=self.processes.main, stages=names)
         self.progress = progress and self.processes.main
         self._own_trackers, self._trackers = tuple(trackers), list[Tracker]()
         self._stop = False
@@ -115,13 +115,19 @@ class Trainer:
 
     def _prepare(self, out: Path, held_out: ClipDataset | None) -> None:
         """Make what runs beside the training, and refuse now what would fail later."""
-        config = self.config
-        for stage in self.strategy.stages():
-            check_stage(self.strategy, stage, config)
+        config, stages = self.config, self.strategy.stages()
+        for name in self.recipe.stages:
+            if name not in [stage.name for stage in stages]:
+                raise UnknownNameError(f"stage of {self.strategy.name!r}", name, [s.name for s in stages])
+        for stage in stages:
+            own = self.recipe.training_of(stage.name)
+            check_training(own)
+            share_of(own.batch_size, self.processes.world)
+            check_stage(self.strategy, stage, own)
             if self.processes.world > 1:
                 for name in stage.components:
                     batch_norm.convert(self.strategy.modules[name])
-        self._descent = Descent(config, self.processes, self.kept)
+        self._descent = Descent(config.seed, self.processes, self.kept)
         self._validation = None if held_out is None else Validation(held_out, config, self.processes)
         self._samples = None
         if not isinstance(self.strategy, Strategy):
@@ -177,7 +183,8 @@ class Trainer:
         stages = self.strategy.stages()
         first = 0 if state is None else int(state["stage"])
         for number in range(first, len(stages)):
-            running = begin_stage(self.strategy, stages[number], self.config, self.processes.device)
+            own = self.recipe.training_of(stages[number].name)
+            running = begin_stage(self.strategy, stages[number], own, self.processes.device)
             if state is not None:
                 self._restore(running, state)
                 state = None
@@ -192,35 +199,37 @@ class Trainer:
             module.eval()
         self.strategy.finish(self.dataset)
         last = len(self.strategy.stages()) - 1
-        self.strategy.training_record = self._record(last, self.config.steps, finished=True)
+        steps = self.recipe.training_of(self.strategy.stages()[last].name).steps
+        self.strategy.training_record = self._record(last, steps, finished=True)
         if self.processes.main:
             checkpoint.save_strategy(self.strategy, self.folder.checkpoint(self.folder.steps()[-1]) / "model")
         self.processes.wait()
 
     def _run_stage(self, running: Running, number: int) -> None:
         # Data go on from stage to stage.
-        steps = range(self._offset + running.step, self._offset + self.config.steps)
+        config, dataset = running.config, self._dataset_of(running.stage.name)
+        steps = range(self._offset + running.step, self._offset + config.steps)
         sampler = StepSampler(
-            len(self.dataset),
-            self.config.seed,
-            self.config.batch_size,
+            len(dataset),
+            config.seed,
+            config.batch_size,
             steps,
             self.processes.rank,
             self.processes.world,
         )
         bar = tqdm(
-            total=self.config.steps,
+            total=config.steps,
             initial=running.step,
             desc=f"training {running.stage.name}",
             unit="step",
             disable=not self.progress,
         )
-        if self.config.cache_latents and isinstance(self.strategy, Strategy):
+        if config.cache_latents and isinstance(self.strategy, Strategy):
             # Only now has the codec the weights that it will keep.
             cache_dir = self.recipe.data.cache_dir
             running.cache = LatentCache.for_stage(running.stage, self.strategy.codec, cache_dir)
         with bar:
-            for batch in batches(self.dataset, sampler, self.config.num_workers, running.cache):
+            for batch in batches(dataset, sampler, config.num_workers, running.cache):
                 began = time.perf_counter()
                 logs = self._descent(running, batch, sampler.positions)
                 running.note(logs | {"seconds": time.perf_counter() - began})
@@ -228,6 +237,13 @@ class Trainer:
                 bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
                 self._after_step(running, number)
         self._finish_stage(running, number)
+
+    def _dataset_of(self, stage: str) -> ClipDataset:
+        """Return the clips of a stage: those of the run, or others where the recipe says so."""
+        data = self.recipe.data_of(stage)
+        if data == self.recipe.data:
+            return self.dataset
+        return hold_out(open_dataset(data, progress=self.progress), self.config.validation)[0]
 
     def _after_step(self, running: Running, number: int) -> None:
         """Validate, log, sample and save where it is time to.
@@ -245,7 +261,7 @@ class Trainer:
         last = number == len(self.strategy.stages()) - 1
         if last and self.config.sample_every is not None and self._due(running, self.config.sample_every):
             self._sample(running)
-        done = running.step == self.config.steps
+        done = running.step == running.config.steps
         self._stop = self.processes.any(self._stop)
         if self._stop or (not done and running.step % self.config.checkpoint_every == 0):
             self._save(running, number)
@@ -253,7 +269,7 @@ class Trainer:
             raise KeyboardInterrupt(f"{self.kept()}; started again, the training goes on from there")
 
     def _due(self, running: Running, every: int) -> bool:
-        return running.step % every == 0 or running.step == self.config.steps
+        return running.step % every == 0 or running.step == running.config.steps
 
     def _log(self, running: Running, line: Mapping[str, float]) -> None:
         step = self._offset + running.step
@@ -277,13 +293,13 @@ class Trainer:
 
     def _record(self, number: int, step: int, *, finished: bool = False) -> TrainingRecord:
         """Return how far the training is in ``step`` of the stage of this number."""
-        names = [stage.name for stage in self.strategy.stages()]
-        total = self.config.steps
-        done = [total if i < number else step if i == number else 0 for i in range(len(names))]
-        stages = tuple(StageRecord(name, count, total) for name, count in zip(names, done, strict=True))
+        stages = []
+        for i, stage in enumerate(self.strategy.stages()):
+            total = self.recipe.training_of(stage.name).steps
+            stages.append(StageRecord(stage.name, total if i < number else step if i == number else 0, total))
         whole = all(stage.step >= stage.steps for stage in stages)
         finished = finished or (whole and type(self.strategy).finish is Trainable.finish)
-        return TrainingRecord(stages, finished, self._data)
+        return TrainingRecord(tuple(stages), finished, self._data)
 
     def _finish_stage(self, running: Running, number: int) -> None:
         """Save, then go on with the averaged weights: later stages build on them."""
@@ -323,7 +339,7 @@ class Trainer:
             for name, weights in state["weights"].items():
                 self.strategy.modules[name].load_state_dict(weights)
             running.load_state_dict(state["running"], self.processes.device)
-        name, steps = running.stage.name, self.config.steps
+        name, steps = running.stage.name, running.config.steps
         logger.info("resumed stage %r at step %d of %d", name, running.step, steps)
 
     @contextmanager

@@ -121,8 +121,7 @@ def shapes() -> Recipe:
 def ucf101_256() -> Recipe:
     """UCF-101 at 256 x 256, 16 frames (GLOBER section 4.1, Table 11).
 
-    The paper's batch is 40 for each of 8 GPUs in the first stage and 32 in the second, of 80,000 and 200,000
-    steps; here both stages have one batch and one number of steps. Its captions are the classes' names, or "A
+    The batch is 40 for each of 8 GPUs in the first stage and 32 in the second. Its captions are the classes' names, or "A
     video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for Stable Diffusion 1's UNet,
     ``--set pretrained=FOLDER``.
     """
