@@ -1,13 +1,15 @@
 """Opening video files, and decoding them so that damage never passes for a picture.
 
-A frame counts as good if the decoder marked nothing as damaged from where it started up to that
+A frame counts as good if nothing was marked as damaged from where the decoder started up to that
 frame, in the order of decoding: what follows damage may be built on it, marked or not.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,8 +21,11 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidgen.errors import VideoError
+from vidgen.video.checksums import slices_agree
 
 __all__ = ["Damage", "VideoPacket", "count_frames", "decode", "open_video", "stamp"]
+
+_MOST_WAITING = 16  # codecs reorder no further; timestamps that restart would keep frames for good
 
 if TYPE_CHECKING:
     VideoPacket: TypeAlias = Packet[VideoStream]
@@ -54,13 +59,13 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     Frames shown before ``start`` follow the keyframe there in the file, but are built on what came
     before it: they are left out, and that they cannot be decoded is no damage.
     """
-    orders: dict[int | None, int] = {}  # of packets, by their timestamp
+    waiting = _Waiting(damage)
     for order, packet in enumerate(_readable(packets, damage)):
         early = start is not None and packet.pts is not None and packet.pts < start
         damage.early |= early
-        orders[packet.pts] = order
-        if packet.is_corrupt and not early:
-            damage.at(order, "data is missing")
+        waiting.note(order, packet)
+        if not early and (reason := _mark(packet)):
+            damage.at(order, reason)
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
@@ -68,13 +73,61 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
                 damage.at(order, error.strerror or str(error))
             continue
         for frame in frames:
-            if start is not None and frame.pts is not None and frame.pts < start:
-                continue
-            own = orders.pop(frame.pts, order)
-            if frame.is_corrupt:
-                damage.at(own, "the decoder marks a frame as damaged")
-            if damage.forgiven or damage.first is None or own < damage.first:
-                yield frame
+            if start is None or frame.pts is None or frame.pts >= start:
+                yield from waiting.until(frame, order)
+    yield from waiting.rest()
+
+
+def _mark(packet: VideoPacket) -> str:
+    """Say what marks a packet as damaged that its decoder may take; empty if nothing does."""
+    if packet.is_corrupt:
+        return "data is missing"
+    if packet.stream.codec_context.name == "ffv1" and not slices_agree(bytes(packet)):
+        return "a check sum does not fit"
+    return ""
+
+
+@dataclass
+class _Waiting:
+    """Frames that wait for those they may be built on: some are shown later, and marked only then.
+
+    Args:
+        damage: where marks are noted.
+    """
+
+    damage: Damage
+    _orders: dict[int | None, tuple[int, int | None]] = field(default_factory=dict)
+    _latest: int | None = None
+    _frames: deque[tuple[VideoFrame, int, int | None]] = field(default_factory=deque)
+
+    def note(self, order: int, packet: VideoPacket) -> None:
+        """Keep a packet's place, and until when frames of packets before it are shown."""
+        self._orders[packet.pts] = order, self._latest
+        if packet.pts is not None and (self._latest is None or packet.pts > self._latest):
+            self._latest = packet.pts
+
+    def until(self, frame: VideoFrame, order: int) -> Iterator[VideoFrame]:
+        """Take a decoded frame, and give those, it included, that need wait no longer."""
+        own, latest = self._orders.pop(frame.pts, (order, None))
+        if frame.is_corrupt:
+            self.damage.at(own, "the decoder marks a frame as damaged")
+        self._frames.append((frame, own, latest))
+        while self._frames:
+            latest = self._frames[0][2]
+            known = latest is None or frame.pts is None or latest <= frame.pts
+            if not known and len(self._frames) <= _MOST_WAITING:
+                return
+            yield from self._next()
+
+    def rest(self) -> Iterator[VideoFrame]:
+        """Give all that still wait: nothing comes after them."""
+        while self._frames:
+            yield from self._next()
+
+    def _next(self) -> Iterator[VideoFrame]:
+        frame, own, _ = self._frames.popleft()
+        if self.damage.forgiven or self.damage.first is None or own < self.damage.first:
+            yield frame
 
 
 def stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFrame]:
