@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,7 +24,7 @@ from av.video.stream import VideoStream
 from vidgen.errors import VideoError
 from vidgen.video.checksums import slices_agree
 
-__all__ = ["Damage", "VideoPacket", "count_frames", "decode", "open_video", "stamp"]
+__all__ = ["Damage", "VideoPacket", "count_frames", "decode", "marks_next", "open_video", "stamp"]
 
 _MOST_WAITING = 16  # codecs reorder no further; timestamps that restart would keep frames for good
 
@@ -60,12 +61,12 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     before it: they are left out, and that they cannot be decoded is no damage.
     """
     waiting = _Waiting(damage)
-    for order, packet in enumerate(_readable(packets, damage)):
+    for order, (packet, missing) in enumerate(_readable(packets, damage)):
         early = start is not None and packet.pts is not None and packet.pts < start
         damage.early |= early
-        waiting.note(order, packet)
-        if not early and (reason := _mark(packet)):
-            damage.at(order, reason)
+        waiting.note(order, packet.pts)
+        if not early and (missing or not _agrees(packet)):
+            damage.at(order, "data is missing" if missing else "a check sum does not fit")
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
@@ -78,13 +79,9 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     yield from waiting.rest()
 
 
-def _mark(packet: VideoPacket) -> str:
-    """Say what marks a packet as damaged that its decoder may take; empty if nothing does."""
-    if packet.is_corrupt:
-        return "data is missing"
-    if packet.stream.codec_context.name == "ffv1" and not slices_agree(bytes(packet)):
-        return "a check sum does not fit"
-    return ""
+def _agrees(packet: VideoPacket) -> bool:
+    """Whether a packet has its check sums, where its decoder only logs that they do not fit."""
+    return packet.stream.codec_context.name != "ffv1" or slices_agree(bytes(packet))
 
 
 @dataclass
@@ -100,11 +97,11 @@ class _Waiting:
     _latest: int | None = None
     _frames: deque[tuple[VideoFrame, int, int | None]] = field(default_factory=deque)
 
-    def note(self, order: int, packet: VideoPacket) -> None:
+    def note(self, order: int, pts: int | None) -> None:
         """Keep a packet's place, and until when frames of packets before it are shown."""
-        self._orders[packet.pts] = order, self._latest
-        if packet.pts is not None and (self._latest is None or packet.pts > self._latest):
-            self._latest = packet.pts
+        self._orders[pts] = order, self._latest
+        if pts is not None and (self._latest is None or pts > self._latest):
+            self._latest = pts
 
     def until(self, frame: VideoFrame, order: int) -> Iterator[VideoFrame]:
         """Take a decoded frame, and give those, it included, that need wait no longer."""
@@ -156,8 +153,35 @@ def count_frames(path: Path) -> Iterator[int | None]:
             yield frame.pts
 
 
-def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoPacket]:
-    """Give the packets that hold something, and the one that ends the stream."""
+def marks_next(stream: VideoStream) -> bool:
+    """Whether a mark of missing data may be meant for the packet after the one that has it.
+
+    FFmpeg cuts transport streams into packets itself, and hands a mark to the packet that it ends just then.
+    """
+    return stream.container.format.name == "mpegts"
+
+
+def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[tuple[VideoPacket, bool]]:
+    """Give the packets that hold something, and the one that ends the stream; and whether data are missing."""
+    source = _filled(packets, damage)
+    ahead: deque[VideoPacket] = deque()
+    marked = False
+    while True:
+        ahead.extend(islice(source, 0 if ahead else 1))
+        if not ahead:
+            return
+        packet, missing, marked = ahead.popleft(), marked, False
+        if packet.is_corrupt:
+            ahead.extend(islice(source, max(2 - len(ahead), 0)))
+            times = [p.dts for p in (packet, *ahead) if p.dts is not None]
+            # Where streams were joined, nothing is missing: the counters of their parts differ.
+            damaged = all(a <= b for a, b in pairwise(times))
+            missing |= damaged
+            marked = damaged and marks_next(packet.stream)
+        yield packet, missing
+
+
+def _filled(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoPacket]:
     order = 0
     while True:
         try:

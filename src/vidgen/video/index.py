@@ -24,6 +24,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidgen.errors import VideoError
+from vidgen.video.decoding import marks_next
 
 __all__ = ["FrameIndex", "Keyframe", "build_index"]
 
@@ -217,10 +218,12 @@ def build_index(container: InputContainer, stream: VideoStream, name: str, decod
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
     scan = _Scan([], {}, [], [])
+    late_marks = marks_next(stream)
     for packet in container.demux(stream):
         if packet.size == 0:  # the end of the stream, or a frame that an AVI leaves out
             continue
         scan.packets += 1
+        suspect = late_marks and scan.damaged_tail
         scan.damaged_tail = packet.is_corrupt
         if packet.dts is not None:
             scan.joined |= bool(scan.dts) and packet.dts < scan.dts[-1]
@@ -228,7 +231,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
         if packet.pts is None:
             scan.unstamped += 1
             continue
-        if packet.is_keyframe:
+        if packet.is_keyframe and not (suspect and scan.keyframes):  # who starts there would not see the mark
             dts = packet.pts if packet.dts is None else packet.dts
             scan.keyframes.append((packet.pts, dts))
         # Frames before the first keyframe cannot be decoded; discarded ones (edit lists) are
