@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from vidgen.conditioning.pictures import RESIZES, cover, eight_bit, opaque, read_pictures
 from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.video import Video
 
 __all__ = ["mask_of", "read_mask"]
@@ -99,7 +99,7 @@ def read_mask(path: str | os.PathLike[str], what: str) -> Image.Image | list[Ima
         InvalidArgumentError: nothing is there, or no picture that can be read.
         VideoError: a file that is neither picture nor video.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InvalidArgumentError(f"{what} is {path}, which does not exist. Give another file.")
     if path.is_dir():

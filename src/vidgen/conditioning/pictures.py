@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.video import Video, VideoReader
 from vidgen.video.transforms import scaled_size
 
@@ -120,7 +121,7 @@ def read_pictures(path: str | os.PathLike[str], what: str) -> list[Image.Image]:
     Raises:
         InvalidArgumentError: the file is missing, or is no picture that can be read.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InvalidArgumentError(f"{what} is {path}, which does not exist. Give another file.")
     try:
@@ -185,7 +186,7 @@ def clip_of(
     if num_frames is not None and num_frames < 1:
         raise InvalidArgumentError(f"{what}: num_frames={num_frames} was given; expected 1 or more.")
     if isinstance(video, str | os.PathLike):
-        video = Path(video).expanduser()
+        video = expanded(video)
     if isinstance(video, Path) and not video.is_dir():
         with VideoReader(video) as reader:  # frame by frame: a file may be far larger than the clip
             return _stacked(islice(reader, num_frames), size, what, resize, signed=False)
