@@ -21,6 +21,6 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     except RuntimeError as error:
         home = Path(path).parts[0]
         raise InvalidArgumentError(
-            f"{os.fspath(path)!r} begins with {home}, and no such home folder is known here. Write the path out in "
-            "full, from / on."
+            f"{os.fspath(path)!r} begins with {home}, and no such home folder is known here. Write the path "
+            "out in full."
         ) from error

@@ -13,10 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from vidgen.conditioning.pictures import RESIZES, cover, eight_bit, opaque, read_pictures
+from vidgen.conditioning.pictures import RESIZES, cover, read_pictures, unsigned
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.paths import expanded
 from vidgen.video import Video
+from vidgen.video.color import eight_bit, opaque
 
 __all__ = ["mask_of", "read_mask"]
 
@@ -79,7 +80,7 @@ def _booleans(mask: Any, what: str) -> Tensor:
     if isinstance(mask, str | os.PathLike):
         mask = read_mask(mask, what)
     if isinstance(mask, Image.Image):
-        grey = opaque(eight_bit(mask, what), "black").convert("L")
+        grey = opaque(eight_bit(unsigned(mask, what)), 0).convert("L")
         return torch.from_numpy(np.array(grey) >= 128)
     if isinstance(mask, Tensor | np.ndarray | np.generic | bool | int | float):
         return _thresholded(torch.as_tensor(mask if isinstance(mask, Tensor) else np.array(mask)), what)
