@@ -83,10 +83,17 @@ def mutated() -> list[str]:
     ]
 
 
+def solvers() -> list[str]:
+    """How many cells of solvers are right."""
+    found = load("solvers")
+    counts = ", ".join(f"{name} {count}" for name, count in found["cells"].items())
+    return ["", f"Solvers on {found['data']}, within {found['tolerance']}: {counts}."]
+
+
 def main() -> None:
     device = load("vdm_speed_cpu")["device"]
     table = [f"On {device}:", "", "| what | median |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows())]
-    table += damage() + mutated()
+    table += damage() + mutated() + solvers()
     readme = HERE / "README.md"
     head = readme.read_text().partition(MARK)[0]
     readme.write_text(f"{head}{MARK}\n" + "\n".join(table) + "\n")
