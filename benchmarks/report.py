@@ -77,9 +77,9 @@ def mutated() -> list[str]:
     outcomes = ", ".join(f"{name} {count}" for name, count in counts.items())
     return [
         "",
-        f"Of {found['files']} damaged video files of {len(found['sources'])} containers and codecs: {outcomes}. "
-        "*Different, without a mark* are other pixels that FFmpeg decodes without any mark of damage, as of flipped "
-        "bits in codecs without check sums.",
+        f"Of {found['files']} damaged video files of {len(found['sources'])} containers and codecs: "
+        f"{outcomes}. *Different, without a mark* are other pixels that FFmpeg decodes without any mark of "
+        "damage, as of flipped bits in codecs without check sums.",
     ]
 
 
