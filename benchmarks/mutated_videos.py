@@ -151,8 +151,10 @@ def unmarked(path: Path) -> set[str]:
             try:
                 for packet in container.demux(stream):
                     starts += packet.is_keyframe
+                    if starts <= start or not (packet.size or packet.dts is None):
+                        continue
                     over |= packet.is_corrupt
-                    if over or starts <= start or not (packet.size or packet.dts is None):
+                    if over:
                         continue
                     frames = decoded(stream, packet)
                     over = frames is None

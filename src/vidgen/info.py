@@ -29,6 +29,7 @@ from vidgen.diffusion import Denoiser
 from vidgen.errors import InvalidArgumentError, VidgenError
 from vidgen.level_model import CallBatch
 from vidgen.nn import flop_counter
+from vidgen.paths import expanded
 from vidgen.plans import Call, Plan
 from vidgen.recipe import Recipe
 from vidgen.request import Canvas, Request
@@ -269,7 +270,7 @@ def _on_meta(recipe: Recipe) -> Strategy:
     """Return the strategy of ``recipe``, completed by its data, without weights."""
     strategy_class: type[Strategy] = plugins.load(plugins.STRATEGIES, recipe.strategy)
     path = recipe.data.path
-    if path in PROCEDURAL or Path(path).expanduser().is_dir():
+    if path in PROCEDURAL or expanded(path).is_dir():
         dataset = open_dataset(recipe.data, progress=False)
         recipe = replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _SchedulersOnCpu():

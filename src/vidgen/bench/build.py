@@ -19,6 +19,7 @@ from vidgen.bench.card import write_card
 from vidgen.bench.quality import Quality, assess
 from vidgen.checkpoint import INDEX, replaced_folder, save_strategy
 from vidgen.errors import CheckpointError
+from vidgen.paths import expanded
 from vidgen.recipe import Recipe
 from vidgen.training import Trainer
 
@@ -81,7 +82,7 @@ def build_model(
         CheckpointError, TrainingError, VideoError: see ``Trainer``.
     """
     recipe = model_recipe(name) if recipe is None else recipe
-    out = Path(out).expanduser()
+    out = expanded(out)
     trainer = Trainer(recipe, out / "run", device=device, progress=progress)
     trainer.run()
     folder = out / "model"
@@ -104,7 +105,7 @@ def renew_card(folder: str | Path, *, device: str | None = None, progress: bool 
     Raises:
         CheckpointError: ``folder`` holds no model, or no record.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     try:
         record = configs.read_json(folder / RECORD)
     except (OSError, ValueError) as error:

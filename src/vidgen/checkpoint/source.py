@@ -11,6 +11,7 @@ from vidgen import plugins
 from vidgen.checkpoint.folder import settled
 from vidgen.components import INDEX, hub
 from vidgen.errors import CheckpointError, CheckpointNotFoundError, InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.weights import newest_model
 
 __all__ = ["find_checkpoint", "locate"]
@@ -32,7 +33,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         CheckpointError: there is no checkpoint; the message lists what was tried.
         InvalidArgumentError: ``revision`` was given for something that is not on the hub.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if isinstance(source, Path) or _is_path(source) or settled(path).is_dir():
         _refuse_revision(source, revision, "a folder")
         return find_checkpoint(path)
@@ -68,7 +69,7 @@ def find_checkpoint(path: str | Path, tried: str = "") -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     there = settled(path)
     if (there / INDEX).is_file():
         return there

@@ -30,6 +30,7 @@ from vidgen.components import (
 )
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError, shown
+from vidgen.paths import expanded
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
 from vidgen.weights import follow_umask, newest_model
@@ -77,7 +78,7 @@ def save_strategy(strategy: Trainable, folder: str | Path, *, whole: bool = True
     Raises:
         CheckpointError: ``folder`` exists and is not a checkpoint, or cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     with writable(folder):
         _refuse_strangers(settled(folder))
     with replaced_folder(folder) as temporary:
@@ -134,7 +135,7 @@ def _checkpoint_of(value: str) -> Path | None:
     if value in plugins.available(plugins.MODELS):
         return plugins.model_folder(value)
     with suppress(OSError, ValueError, RuntimeError):  # a text of any kind
-        folder = newest_model(Path(value).expanduser())
+        folder = newest_model(expanded(value))
         return folder if (folder / INDEX).is_file() else None
     return None
 

@@ -10,6 +10,7 @@ from vidgen.classifier.network import ShapesClassifier
 from vidgen.components import find_component, load_module
 from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.paths import expanded
 
 __all__ = ["BUNDLED", "load_classifier"]
 
@@ -28,7 +29,7 @@ def load_classifier(source: str | Path = BUNDLED) -> ShapesClassifier:
         UnknownNameError: no folder, and no bundled model of that name.
         CheckpointError: files are missing, unsafe, damaged, or not of a classifier.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         if isinstance(source, Path):
             raise CheckpointError(f"{source} is no folder; expected that of a trained classifier.")

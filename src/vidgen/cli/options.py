@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vidgen import plugins
 from vidgen.errors import InvalidArgumentError, VidgenError
+from vidgen.paths import expanded
 
 __all__ = [
     "Assignments",
@@ -95,8 +95,8 @@ def check_data(path: str) -> None:
     """
     from vidgen.video.dataset import PROCEDURAL
 
-    if path not in PROCEDURAL and not Path(path).expanduser().is_dir():
-        what = "is no folder" if Path(path).expanduser().exists() else "does not exist"
+    if path not in PROCEDURAL and not expanded(path).is_dir():
+        what = "is no folder" if expanded(path).exists() else "does not exist"
         raise InvalidArgumentError(
             f"{path} was given as data and {what}; expected a folder of videos, or {' or '.join(PROCEDURAL)}."
         )

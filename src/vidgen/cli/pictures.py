@@ -9,6 +9,7 @@ from typing import Any
 
 from vidgen.cli.options import span
 from vidgen.errors import InvalidArgumentError
+from vidgen.paths import expanded
 
 __all__ = ["named_files", "pictures"]
 
@@ -60,7 +61,7 @@ def _picture(file: Path, option: str) -> Path:
 
 
 def _existing(file: Path, option: str) -> Path:
-    file = file.expanduser()
+    file = expanded(file)
     if not file.exists():
         raise InvalidArgumentError(f"{option} is {file}, which does not exist. Give another file.")
     return file

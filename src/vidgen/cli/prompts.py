@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.paths import expanded
 
 __all__ = ["caption_file", "check_captions", "read_prompts", "write_captions"]
 
@@ -20,7 +21,7 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         InvalidArgumentError: the file cannot be read, is no UTF-8, holds no prompt, or a line is wrong.
     """
-    file = file.expanduser()
+    file = expanded(file)
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

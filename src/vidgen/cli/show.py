@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from vidgen import plugins
 from vidgen.cli.options import Assignments, Json, recipes_of_name, strategy_and_model_names
 from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 
 __all__ = ["info", "list_"]
 
@@ -81,7 +81,7 @@ def _is_checkpoint(name: str) -> bool:
     """
     strategies = plugins.available(plugins.STRATEGIES)
     recipes, models = plugins.available(plugins.RECIPES), plugins.available(plugins.MODELS)
-    if name in models or (name not in strategies and Path(name).expanduser().is_dir()):
+    if name in models or (name not in strategies and expanded(name).is_dir()):
         return True
     of, slash, _ = name.partition("/")
     if name in strategies or name in recipes:

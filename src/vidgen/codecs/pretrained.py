@@ -21,6 +21,7 @@ from vidgen.codecs.vae import SETTINGS
 from vidgen.codecs.videos import VideoCodec
 from vidgen.components import INDEX, find_component, is_reference
 from vidgen.errors import CheckpointError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.weights import WEIGHTS, newest_model
 
 __all__ = ["load_codec"]
@@ -65,7 +66,7 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
 
 
 def _folder(source: str | Path, subfolder: str | None) -> Path:
-    local = Path(source).expanduser()
+    local = expanded(source)
     if local.exists():
         return _part(local, subfolder)
     if source in plugins.available(plugins.MODELS):

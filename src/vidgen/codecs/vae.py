@@ -19,6 +19,7 @@ from vidgen.codecs.moments import Moments
 from vidgen.config import write_json
 from vidgen.errors import CheckpointError, InvalidArgumentError
 from vidgen.nn import use_attend
+from vidgen.paths import expanded
 
 __all__ = ["SETTINGS", "Scale", "VaeCodec"]
 
@@ -199,7 +200,7 @@ class VaeCodec(Codec):
             raise InvalidArgumentError(
                 "safe_serialization=False asks for a pickle; weights are saved as safetensors only."
             )
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         write_module(self.vae, folder)
         settings = {"mean": self._mean, "std": self._std, "tile": self._tile, "slicing": self._slicing}
         write_json(folder / SETTINGS, {"format": FORMAT, **settings})
@@ -214,7 +215,7 @@ class VaeCodec(Codec):
             CheckpointError: files are missing, unsafe, damaged or of another format.
             UnknownNameError: the folder holds a VAE of another class.
         """
-        folder = Path(folder).expanduser() / (subfolder or "")
+        folder = expanded(folder) / (subfolder or "")
         vae = read_module(folder, cls.vae_classes)
         file = folder / SETTINGS
         settings = read_object(file) if file.is_file() else {"format": FORMAT}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from vidgen.conditioning.pictures import RESIZES, cover, eight_bit, opaque, read_pictures
+from vidgen.conditioning.pictures import RESIZES, cover, read_pictures, unsigned
 from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.video import Video
+from vidgen.video.color import eight_bit, opaque
 
 __all__ = ["mask_of", "read_mask"]
 
@@ -79,7 +80,7 @@ def _booleans(mask: Any, what: str) -> Tensor:
     if isinstance(mask, str | os.PathLike):
         mask = read_mask(mask, what)
     if isinstance(mask, Image.Image):
-        grey = opaque(eight_bit(mask, what), "black").convert("L")
+        grey = opaque(eight_bit(unsigned(mask, what)), 0).convert("L")
         return torch.from_numpy(np.array(grey) >= 128)
     if isinstance(mask, Tensor | np.ndarray | np.generic | bool | int | float):
         return _thresholded(torch.as_tensor(mask if isinstance(mask, Tensor) else np.array(mask)), what)
@@ -99,7 +100,7 @@ def read_mask(path: str | os.PathLike[str], what: str) -> Image.Image | list[Ima
         InvalidArgumentError: nothing is there, or no picture that can be read.
         VideoError: a file that is neither picture nor video.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InvalidArgumentError(f"{what} is {path}, which does not exist. Give another file.")
     if path.is_dir():

@@ -29,6 +29,7 @@ from vidgen.components import at_most
 from vidgen.conditioning.open_clip_trust import check_repository, check_trusted, tokenizer_options
 from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.paths import expanded
 from vidgen.weights import read_shapes
 
 __all__ = ["OpenClipSource", "on_meta"]
@@ -81,7 +82,7 @@ class OpenClipSource:
                     "`pretrained` out, or name a model of open_clip."
                 )
             if model.startswith(_FOLDER):
-                model = f"{_FOLDER}{Path(model.removeprefix(_FOLDER)).expanduser().absolute()}"
+                model = f"{_FOLDER}{expanded(model.removeprefix(_FOLDER)).absolute()}"
             found = read_json(_config_file(model))
             return cls(model, "", found.get("model_cfg", found), _preprocessing(found.get("preprocess_cfg")))
         return cls._named(model, given)
@@ -240,7 +241,7 @@ def _preprocessing(found: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _safe_file(pretrained: str, model: str, tags: list[str]) -> Path:
-    file = Path(pretrained).expanduser()
+    file = expanded(pretrained)
     if not pretrained:
         raise InvalidArgumentError(
             f"no weights were given for {model!r}; give a tag ({', '.join(tags) or 'there is none'}) or the "

@@ -25,7 +25,7 @@ def check_repository(name: str, model: str) -> None:
         CheckpointError: it is another.
     """
     _, _, given = model.partition(":")  # hf-hub:org/name, local-dir:folder
-    inside = given and Path(name).expanduser().is_absolute() and Path(name).is_relative_to(given)
+    inside = given and Path(name).is_absolute() and Path(name).is_relative_to(given)
     if name in (given, *_known()) or inside or repository_allowed(name):
         return
     raise CheckpointError(

@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.paths import expanded
 from vidgen.video import Video, VideoReader
+from vidgen.video.color import to_rgb
 from vidgen.video.transforms import scaled_size
 
-__all__ = ["RESIZES", "clip_of", "cover", "eight_bit", "is_signed", "opaque", "pixels_of", "read_pictures"]
+__all__ = ["RESIZES", "clip_of", "cover", "is_signed", "pixels_of", "read_pictures", "unsigned"]
 
 RESIZES = ("refuse", "crop")
 
@@ -120,7 +122,7 @@ def read_pictures(path: str | os.PathLike[str], what: str) -> list[Image.Image]:
     Raises:
         InvalidArgumentError: the file is missing, or is no picture that can be read.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise InvalidArgumentError(f"{what} is {path}, which does not exist. Give another file.")
     try:
@@ -132,29 +134,15 @@ def read_pictures(path: str | os.PathLike[str], what: str) -> list[Image.Image]:
         ) from error
 
 
-def eight_bit(image: Image.Image, what: str) -> Image.Image:
-    """Return ``image`` in a mode of 8 bits: PIL itself cuts 16-bit grey off at 255, so that it turns white.
+def unsigned(image: Image.Image, what: str) -> Image.Image:
+    """Return ``image`` with floating point in [0, 1], if it has any.
 
     Raises:
-        InvalidArgumentError: floating-point values outside [0, 1].
+        InvalidArgumentError: floating-point values outside [0, 1] and [-1, 1].
     """
-    if image.mode == "F":
-        grey = np.asarray(image)
-        if is_signed([grey], what):
-            grey = (grey + 1) / 2
-        return Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "F" and is_signed([np.asarray(image)], what):
+        return Image.fromarray((np.asarray(image) + 1) / 2)
     return image
-
-
-def opaque(image: Image.Image, background: str) -> Image.Image:
-    """Return ``image`` over ``background``: the colours of what is transparent are arbitrary."""
-    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
 
 
 def clip_of(
@@ -185,7 +173,7 @@ def clip_of(
     if num_frames is not None and num_frames < 1:
         raise InvalidArgumentError(f"{what}: num_frames={num_frames} was given; expected 1 or more.")
     if isinstance(video, str | os.PathLike):
-        video = Path(video).expanduser()
+        video = expanded(video)
     if isinstance(video, Path) and not video.is_dir():
         with VideoReader(video) as reader:  # frame by frame: a file may be far larger than the clip
             return _stacked(islice(reader, num_frames), size, what, resize, signed=False)
@@ -252,7 +240,7 @@ def _image(picture: Any, what: str) -> Image.Image:
             f"{what} is a {type(picture).__name__}; expected a PIL image, the path of a picture, an array "
             "(height, width, 3) of uint8 or floating point in [0, 1], or a tensor (3, height, width) in [0, 1]."
         )
-    return opaque(eight_bit(picture, what), "white").convert("RGB")
+    return to_rgb(unsigned(picture, what))
 
 
 def _frames(video: Any, what: str) -> Sequence[Any]:

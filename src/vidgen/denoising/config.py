@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -26,6 +25,7 @@ from vidgen.conditioning import (
 from vidgen.denoising.image_model import ImageModel
 from vidgen.errors import InvalidArgumentError
 from vidgen.noise import Independent, NoisePrior
+from vidgen.paths import expanded
 from vidgen.video.dataset import ClipDataset
 from vidgen.weights import newest_model
 
@@ -250,7 +250,7 @@ class ClipConfig:
 
 def _warn_of_unfinished(source: str) -> None:
     """Say if what a training starts from is a checkpoint whose own training is not finished."""
-    folder = newest_model(Path(source).expanduser())
+    folder = newest_model(expanded(source))
     with suppress(OSError, ValueError):  # no checkpoint of ours: who loads it says what is wrong
         record = configs.read_json(folder / "vidgen.json").get("training")
         if isinstance(record, dict) and record.get("finished") is False:

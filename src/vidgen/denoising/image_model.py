@@ -13,6 +13,7 @@ from vidgen.codecs.files import CONFIG, read_module, read_object
 from vidgen.components import find_component
 from vidgen.conditioning import VocabularyEncoder
 from vidgen.errors import CheckpointError, InvalidArgumentError
+from vidgen.paths import expanded
 from vidgen.weights import newest_model
 
 __all__ = ["ImageModel"]
@@ -128,7 +129,7 @@ class ImageModel:
 
 
 def _folder_of(source: str) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return newest_model(path)
     if source in plugins.available(plugins.MODELS):

@@ -61,6 +61,7 @@ from vidgen.metrics.video_meters import (
     PromptMeter,
     SpreadMeter,
 )
+from vidgen.paths import expanded
 from vidgen.video.checks import check_name
 from vidgen.video.draws import digest
 
@@ -193,7 +194,7 @@ class _Parts:
 
 def _stored(real: Source | None) -> tuple[HalvedStatistics, Protocol] | None:
     if isinstance(real, str | os.PathLike) and os.fspath(real).endswith(STATISTICS_SUFFIX):
-        return HalvedStatistics.load(Path(real).expanduser())
+        return HalvedStatistics.load(expanded(real))
     return None
 
 
@@ -282,7 +283,7 @@ def _save(meters: Sequence[Meter], context: Context, path: Path) -> None:
     (meter,) = (meter for meter in meters if isinstance(meter, FrechetMeter))
     statistics = meter.sides["real"]
     assert statistics is not None  # the real set has gone by
-    statistics.save(path.expanduser(), _statistics_protocol(context, meter.extractor))
+    statistics.save(expanded(path), _statistics_protocol(context, meter.extractor))
 
 
 def _stream(

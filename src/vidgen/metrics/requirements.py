@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.metrics.diagnostics import check_seams
@@ -15,6 +14,7 @@ from vidgen.metrics.meters import Judge
 from vidgen.metrics.pairs import Lpips
 from vidgen.metrics.prompts import expected_spec
 from vidgen.metrics.sources import Source, VideoSet, View
+from vidgen.paths import expanded
 
 __all__ = ["METRICS", "STATISTICS_SUFFIX", "Given", "Settings", "check_given", "check_saving", "check_sets"]
 
@@ -181,7 +181,7 @@ def check_saving(path: str | os.PathLike[str], metrics: Sequence[str], given: Gi
             f"statistics were to be saved to {path}; expected a name that ends in {STATISTICS_SUFFIX}, a real "
             "set of videos, the metric 'fvd', and one extractor of videos."
         )
-    Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)  # rather than fail after hours
+    expanded(path).parent.mkdir(parents=True, exist_ok=True)  # rather than fail after hours
 
 
 def check_sets(

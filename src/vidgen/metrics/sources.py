@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidgen.errors import InvalidArgumentError, VideoError, VideoNotFoundError
+from vidgen.paths import expanded
 from vidgen.video.checks import check_name
 from vidgen.video.clips import ClipDataset, ClipSample
 from vidgen.video.dataset import PROCEDURAL, DataConfig, open_dataset
@@ -247,7 +248,7 @@ def check_there(source: Source) -> None:
     """
     if isinstance(source, ClipDataset) or is_procedural(source):
         return
-    path = Path(source.path if isinstance(source, DataConfig) else source).expanduser()
+    path = expanded(source.path if isinstance(source, DataConfig) else source)
     if not path.exists():
         known = " or ".join(sorted(PROCEDURAL))
         raise VideoNotFoundError(f"{path} does not exist. Give a folder of videos, or {known}.")
@@ -328,7 +329,7 @@ class _FolderVideos(VideoSet):
         progress: bool,
         skip_short: bool = False,
     ) -> None:
-        self.root, self.view = Path(source.path).expanduser(), view
+        self.root, self.view = expanded(source.path), view
         self.name = self.root.name or str(self.root)
         check_there(source)
         # For its index, which is kept between runs, and its captions; its random clips are for training.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from vidgen.metrics.extractors import (
 from vidgen.metrics.extractors.shapes import MOTION_FRAMES
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import Judge
+from vidgen.paths import expanded
 from vidgen.weights import weight_hash
 
 __all__ = ["KINDS", "open_extractor", "shapes_judge"]
@@ -123,7 +123,7 @@ def _options(spec: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str,
 
 
 def _torchscript(file: str) -> FeatureExtractor:
-    declaration = Path(f"{file}.json").expanduser()
+    declaration = expanded(f"{file}.json")
     try:
         fields = read_json(declaration)
     except (OSError, InvalidArgumentError) as error:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.paths import expanded
 from vidgen.sampling.arguments import Generation
 from vidgen.video import Video, VideoWriter
 
@@ -121,7 +122,7 @@ def formatted(clips: Sequence[Tensor], output_type: str) -> Any:
 
 def output_paths(out: str | Path, count: int) -> tuple[Path, ...]:
     """Return one path per video: ``out`` itself, or ``NAME-000.EXT`` and so on for several."""
-    out = Path(out).expanduser()
+    out = expanded(out)
     if count == 1:
         return (out,)
     if "%" in out.name and out.suffix.lower() == ".png":  # a pattern of pictures: one folder per video

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.paths import expanded
 from vidgen.sampling.arguments import Generation
 from vidgen.sampling.work import fingerprint
 from vidgen.strategy import Strategy
@@ -39,10 +40,10 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     Raises:
         InvalidArgumentError: an output is an input, or two outputs are one file.
     """
-    given = {path.expanduser().resolve(): path for path in inputs}
+    given = {expanded(path).resolve(): path for path in inputs}
     seen: set[Path] = set()
     for path in outputs:
-        place = path.expanduser().resolve()
+        place = expanded(path).resolve()
         if place in given:
             raise InvalidArgumentError(
                 f"{path} was given as an input, and the result would overwrite it. Write to another file, or "

@@ -24,6 +24,7 @@ from vidgen import checkpoint
 from vidgen.devices import checked_dtype, is_dtype_name
 from vidgen.errors import GenerationInterruptedError, InvalidArgumentError, UnknownNameError
 from vidgen.noise import NoisePrior
+from vidgen.paths import expanded
 from vidgen.plans import Plan, Slot
 from vidgen.request import Prompt
 from vidgen.sampling.arguments import Arguments, Generation
@@ -363,7 +364,7 @@ class Sampler:
             return None
         made = generation
         mark = fingerprint(self.strategy, made.plan, made.requests, made.settings())
-        return WorkFolder(Path(folder).expanduser(), mark, made.requests[0].seed)
+        return WorkFolder(expanded(folder), mark, made.requests[0].seed)
 
 
 def _files(arguments: Arguments) -> list[Path]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vidgen import config as configs
 from vidgen.checkpoint import writable
 from vidgen.errors import CheckpointError
+from vidgen.paths import expanded
 from vidgen.plans import Call, Plan
 from vidgen.request import Request
 from vidgen.strategy import Strategy
@@ -55,7 +56,7 @@ _INDEX = "work.json"
 
 def kept_seed(folder: str | Path) -> int | None:
     """Return the first video's seed of the generation that ``folder`` holds, or None if it holds none."""
-    seed = _read(Path(folder).expanduser()).get("seed")
+    seed = _read(expanded(folder)).get("seed")
     return seed if isinstance(seed, int) else None
 
 

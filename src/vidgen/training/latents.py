@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from vidgen.codecs import Codec, FrameCodec
 from vidgen.errors import InvalidArgumentError, TrainingError
+from vidgen.paths import expanded
 from vidgen.trainable import Stage
 from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, collate
 from vidgen.video.draws import digest
@@ -281,7 +282,7 @@ class LatentCache:
                 "Call codec.eval().requires_grad_(False) if it is to stay as it is."
             )
         self.codec = codec
-        base = default_cache_dir() if folder is None else Path(folder).expanduser()
+        base = default_cache_dir() if folder is None else expanded(folder)
         per_frame = isinstance(codec, FrameCodec)
         self.store = LatentStore(base / f"latents-{FORMAT}", codec_fingerprint(codec), per_frame=per_frame)
         self.encoded = self.found = 0

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from vidgen import config as configs
 from vidgen.checkpoint import replaced_folder
 from vidgen.errors import CheckpointError, InvalidArgumentError, RunFolderError, VidgenError
+from vidgen.paths import expanded
 from vidgen.recipe import Recipe
 from vidgen.training import lock
 from vidgen.training.precision import Kind
@@ -330,4 +331,4 @@ def _completed(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _resolved(path: str) -> str:
     """Return the one name of a folder that has many; procedural data has its own."""
-    return path if path in PROCEDURAL else str(Path(path).expanduser().resolve())
+    return path if path in PROCEDURAL else str(expanded(path).resolve())

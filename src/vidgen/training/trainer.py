@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vidgen import checkpoint, plugins
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.nn import batch_norm
+from vidgen.paths import expanded
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategy import Strategy
 from vidgen.trainable import StageRecord, Trainable, TrainingRecord
@@ -93,7 +94,7 @@ class Trainer:
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
         self.processes = Processes(device)
-        out = Path(out).expanduser()
+        out = expanded(out)
         self.config = self._settled(out)
         self.recipe = replace(recipe, training=self.config)
         self.strategy = strategy.to(self.processes.device)
@@ -389,7 +390,7 @@ def _data_record(config: DataConfig, own: ClipDataset | None, count: int) -> dic
     """Return in plain values what is trained on; of a folder its name alone, since checkpoints are shared."""
     if own is not None:
         return {"name": type(own).__name__, "videos": count}
-    name = config.path if config.path in PROCEDURAL else Path(config.path).expanduser().resolve().name
+    name = config.path if config.path in PROCEDURAL else expanded(config.path).resolve().name
     return {"name": name, "videos": count}
 
 

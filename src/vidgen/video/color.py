@@ -26,8 +26,9 @@ __all__ = [
     "Orientation",
     "Resample",
     "color_of",
+    "eight_bit",
+    "opaque",
     "orientation_of",
-    "over_white",
     "to_rgb",
 ]
 
@@ -139,40 +140,44 @@ def _opaque(frame: VideoFrame, reformatter: VideoReformatter) -> VideoFrame:
     rgba = picture.to_ndarray().astype(np.uint8, copy=False)
     if frame.format.has_palette and not rgba[..., 3].any():
         rgba[..., 3] = 255  # a palette that knows nothing of transparency
-    return VideoFrame.from_ndarray(over_white(rgba), format="rgb24")
+    return VideoFrame.from_ndarray(_over(rgba, 255), format="rgb24")
 
 
-def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay pixels ``(h, w, 4)`` with straight alpha over white; ``(h, w, 3)``."""
+def _over(rgba: NDArray[np.uint8], level: int) -> NDArray[np.uint8]:
+    """Lay pixels ``(h, w, 4)`` with straight alpha over grey of ``level``; ``(h, w, 3)``."""
     if (rgba[..., 3] == 255).all():
         return np.ascontiguousarray(rgba[..., :3])
     alpha = rgba[..., 3:].astype(np.uint16)
-    mixed: NDArray[np.uint8] = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    mixed: NDArray[np.uint8] = ((rgba[..., :3] * alpha + level * (255 - alpha) + 127) // 255).astype(np.uint8)
     return mixed
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture as 8-bit RGB: transparent parts over white, 16-bit grey scaled and not clipped."""
-    if picture.mode.startswith("I;16"):
-        grey = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        return _from_wide(picture)
-    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
-        return Image.fromarray(over_white(np.asarray(picture.convert("RGBA"))))
-    return picture.convert("RGB")
+    """Return a picture of any mode as 8-bit RGB, over white where it is transparent."""
+    return opaque(eight_bit(picture), 255).convert("RGB")
 
 
-def _from_wide(picture: Image.Image) -> Image.Image:
-    """Grey of 32 bits: whole numbers up to 255 or 65535 by what they hold, floats in [0, 1] or [0, 255]."""
-    grey = np.asarray(picture).astype(np.float64)
-    top = next((top for top in ((1, 255) if picture.mode == "F" else (255, 65535)) if grey.max() <= top), None)
-    if top is None or not grey.min() >= 0:
-        raise InvalidArgumentError(
-            f"a grey picture of mode {picture.mode} holds values from {grey.min():g} to {grey.max():g}; "
-            f"expected 0 to {'1 or 255' if picture.mode == 'F' else '65535'}. Scale it first."
-        )
-    return Image.fromarray((grey * (255 / top)).round().astype(np.uint8)).convert("RGB")
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """Return a picture in a mode of 8 bits; grey of 16 is scaled, floating point is [0, 1].
+
+    PIL itself cuts 16 bits off at 255, so that nearly everything turns white.
+    """
+    if picture.mode == "F":
+        scale = 255.0
+    elif picture.mode == "I" or picture.mode.startswith("I;16"):  # older releases read 16-bit PNG as "I"
+        scale = 1 / 257
+    else:
+        return picture
+    grey = np.asarray(picture).astype(np.float64) * scale
+    return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+
+
+def opaque(picture: Image.Image, level: int) -> Image.Image:
+    """Return a picture of 8 bits over grey of ``level``: the colours of what is transparent are arbitrary."""
+    if picture.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in picture.info:
+        return picture
+    picture = picture.convert("LA") if picture.mode == "La" else picture  # PIL goes no further at once
+    return Image.fromarray(_over(np.asarray(picture.convert("RGBA")), level))
 
 
 class FrameConverter:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.paths import expanded
 from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, ClipSubset, ClipView, collate, split
 from vidgen.video.folder import VideoFolder
 from vidgen.video.shapes_clips import ShapesClips
@@ -85,7 +85,7 @@ def open_dataset(config: DataConfig, *, progress: bool = True) -> ClipDataset:
         source = procedural(config)
         return ShapesClips(source, config.clip_length, config.stride, config.flip, config.seed)
     return VideoFolder(
-        os.path.expanduser(config.path),  # noqa: PTH111  # unlike Path's, no error for a "~name" of nobody
+        expanded(config.path),
         clip_length=config.clip_length,
         stride=config.stride,
         size=config.size,

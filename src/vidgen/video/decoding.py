@@ -1,6 +1,6 @@
 """Opening video files, and decoding them so that damage never passes for a picture.
 
-A frame counts as good if the decoder marked nothing as damaged from where it started up to that
+A frame counts as good if nothing was marked as damaged from where the decoder started up to that
 frame, in the order of decoding: what follows damage may be built on it, marked or not.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import av
 from av.container import InputContainer
@@ -20,16 +22,16 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidgen.errors import VideoError
+from vidgen.video.checksums import slices_agree
 
-__all__ = ["Damage", "VideoPacket", "count_frames", "decode", "open_video", "stamp"]
+__all__ = ["Damage", "VideoPacket", "count_frames", "decode", "marks_next", "open_video", "stamp"]
+
+_MOST_WAITING = 16  # codecs reorder no further; timestamps that restart would keep frames for good
 
 if TYPE_CHECKING:
     VideoPacket: TypeAlias = Packet[VideoStream]
 else:
     VideoPacket = Packet  # generic to type checkers only, before PyAV 18.1
-
-_FLAG_EARLY = 1
-"""Packets by which a flag of damage may come early, since parsers emit a picture when the next begins."""
 
 
 class Damage:
@@ -58,13 +60,13 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     Frames shown before ``start`` follow the keyframe there in the file, but are built on what came
     before it: they are left out, and that they cannot be decoded is no damage.
     """
-    orders: dict[int | None, int] = {}  # of packets, by their timestamp
-    for order, packet in enumerate(_joined(_readable(packets, damage))):
+    waiting = _Waiting(damage)
+    for order, (packet, missing) in enumerate(_readable(packets, damage)):
         early = start is not None and packet.pts is not None and packet.pts < start
         damage.early |= early
-        orders[packet.pts] = order
-        if packet.is_corrupt and not early:
-            damage.at(order, "data is missing")
+        waiting.note(order, packet.pts)
+        if not early and (missing or not _agrees(packet)):
+            damage.at(order, "data is missing" if missing else "a check sum does not fit")
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
@@ -72,13 +74,57 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
                 damage.at(order, error.strerror or str(error))
             continue
         for frame in frames:
-            if start is not None and frame.pts is not None and frame.pts < start:
-                continue
-            own = orders.pop(frame.pts, order)
-            if frame.is_corrupt:
-                damage.at(own, "the decoder marks a frame as damaged")
-            if damage.forgiven or damage.first is None or own < damage.first:
-                yield frame
+            if start is None or frame.pts is None or frame.pts >= start:
+                yield from waiting.until(frame, order)
+    yield from waiting.rest()
+
+
+def _agrees(packet: VideoPacket) -> bool:
+    """Whether a packet has its check sums, where its decoder only logs that they do not fit."""
+    return packet.stream.codec_context.name != "ffv1" or slices_agree(bytes(packet))
+
+
+@dataclass
+class _Waiting:
+    """Frames that wait for those they may be built on: some are shown later, and marked only then.
+
+    Args:
+        damage: where marks are noted.
+    """
+
+    damage: Damage
+    _orders: dict[int | None, tuple[int, int | None]] = field(default_factory=dict)
+    _latest: int | None = None
+    _frames: deque[tuple[VideoFrame, int, int | None]] = field(default_factory=deque)
+
+    def note(self, order: int, pts: int | None) -> None:
+        """Keep a packet's place, and until when frames of packets before it are shown."""
+        self._orders[pts] = order, self._latest
+        if pts is not None and (self._latest is None or pts > self._latest):
+            self._latest = pts
+
+    def until(self, frame: VideoFrame, order: int) -> Iterator[VideoFrame]:
+        """Take a decoded frame, and give those, it included, that need wait no longer."""
+        own, latest = self._orders.pop(frame.pts, (order, None))
+        if frame.is_corrupt:
+            self.damage.at(own, "the decoder marks a frame as damaged")
+        self._frames.append((frame, own, latest))
+        while self._frames:
+            latest = self._frames[0][2]
+            known = latest is None or frame.pts is None or latest <= frame.pts
+            if not known and len(self._frames) <= _MOST_WAITING:
+                return
+            yield from self._next()
+
+    def rest(self) -> Iterator[VideoFrame]:
+        """Give all that still wait: nothing comes after them."""
+        while self._frames:
+            yield from self._next()
+
+    def _next(self) -> Iterator[VideoFrame]:
+        frame, own, _ = self._frames.popleft()
+        if self.damage.forgiven or self.damage.first is None or own < self.damage.first:
+            yield frame
 
 
 def stamp(frames: Iterator[VideoFrame], pts: Sequence[int]) -> Iterator[VideoFrame]:
@@ -107,8 +153,35 @@ def count_frames(path: Path) -> Iterator[int | None]:
             yield frame.pts
 
 
-def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoPacket]:
-    """Give the packets that hold something, and the one that ends the stream."""
+def marks_next(stream: VideoStream) -> bool:
+    """Whether a mark of missing data may be meant for the packet after the one that has it.
+
+    FFmpeg cuts transport streams into packets itself, and hands a mark to the packet that it ends just then.
+    """
+    return stream.container.format.name == "mpegts"
+
+
+def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[tuple[VideoPacket, bool]]:
+    """Give the packets that hold something, and the one that ends the stream; and whether data are missing."""
+    source = _filled(packets, damage)
+    ahead: deque[VideoPacket] = deque()
+    marked = False
+    while True:
+        ahead.extend(islice(source, 0 if ahead else 1))
+        if not ahead:
+            return
+        packet, missing, marked = ahead.popleft(), marked, False
+        if packet.is_corrupt:
+            ahead.extend(islice(source, max(2 - len(ahead), 0)))
+            times = [p.dts for p in (packet, *ahead) if p.dts is not None]
+            # Where streams were joined, nothing is missing: the counters of their parts differ.
+            damaged = all(a <= b for a, b in pairwise(times))
+            missing |= damaged
+            marked = damaged and marks_next(packet.stream)
+        yield packet, missing
+
+
+def _filled(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoPacket]:
     order = 0
     while True:
         try:
@@ -121,34 +194,6 @@ def _readable(packets: Iterator[VideoPacket], damage: Damage) -> Iterator[VideoP
         if packet.size or packet.dts is None:  # an empty one stands for a dropped frame in an AVI
             order += 1
             yield packet
-
-
-def _joined(packets: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
-    """Give ``packets``, those before a join without the demuxer's flag of damage.
-
-    Where transport streams were joined, their packet counters start anew, and FFmpeg's demuxer takes
-    that for a loss. Nothing is lost if the times start anew too; the decoder sees what was cut short.
-    """
-    ahead: deque[VideoPacket] = deque()
-    while (packet := ahead.popleft() if ahead else next(packets, None)) is not None:
-        if packet.is_corrupt:
-            while len(ahead) < _FLAG_EARLY + 1 and (more := next(packets, None)) is not None:
-                ahead.append(more)
-            if _starts_anew(packet, ahead):
-                packet = _unflagged(packet)
-        yield packet
-
-
-def _starts_anew(packet: VideoPacket, following: Iterable[VideoPacket]) -> bool:
-    return packet.dts is not None and any(p.dts is not None and p.dts < packet.dts for p in following)
-
-
-def _unflagged(packet: VideoPacket) -> VideoPacket:
-    """Return a copy, since the flag cannot be cleared, and decoders hand it on to the frame."""
-    copy = cast("VideoPacket", Packet(bytes(packet)))
-    copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
-    copy.stream, copy.is_keyframe = packet.stream, packet.is_keyframe
-    return copy
 
 
 def open_video(path: Path, strict: bool = True) -> tuple[InputContainer, VideoStream]:

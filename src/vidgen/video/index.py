@@ -4,7 +4,7 @@ A container lists packets in *decoding* order. Sorting their presentation timest
 the frames in the order they are shown, whatever the rate, B-frames or edit lists; the keyframes
 say where decoding may start. That is all that random access needs, so an index is small plain
 data: it pickles, turns into JSON, and can be kept beside the file. Only where packets bear no times
-to go by, as in an AVI, are frames decoded once, to be counted.
+to go by, as in an AVI, or one twice, are frames decoded once, to be counted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidgen.errors import VideoError
+from vidgen.video.decoding import marks_next
 
 __all__ = ["FrameIndex", "Keyframe", "build_index"]
 
-_FORMAT = 2
+_FORMAT = 3
 # Every packet of these claims to be a keyframe, yet its picture is drawn over the one before.
 _CUMULATIVE_CODECS = frozenset({"gif", "apng"})
 # Their palettes are in the packets; those of other codecs may be the container's.
@@ -47,7 +48,7 @@ class FrameIndex:
         end: timestamp at which the last frame ceases to be shown.
         keyframes: where decoding may start, in the order shown.
         nominal_rate: frames per second that the container states, if any.
-        counted: True if the file has no timestamps to trust (raw streams, AVI, joined streams):
+        counted: True if the file has no timestamps to trust (raw streams, AVI, joined streams, times twice):
             frames are then told apart by counting from the start.
         sequential: True if decoding has to start with the file, because something that all frames
             need comes once (a palette), or because frames are counted.
@@ -205,19 +206,24 @@ def build_index(container: InputContainer, stream: VideoStream, name: str, decod
             "Copy or download the file again."
         )
     if scan.unstamped or scan.joined or _lacks_pts(container, stream):
-        return _counted_index(scan, stream, decode, name)
+        return _counted_index(scan, stream, list(decode()), name)
     pts = sorted(set(scan.pts))
     if not pts:
         raise VideoError(f"{name}: no keyframe, so no frame of it can be decoded.")
+    if len(pts) < len(scan.pts) and len(numbers := list(decode())) > len(pts):
+        # Two frames of one time, as FFmpeg guesses some of an MPEG program stream; else fields, or hidden ones.
+        return _counted_index(scan, stream, numbers, name)
     return _finish(scan, pts, stream)
 
 
 def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
     scan = _Scan([], {}, [], [])
+    late_marks = marks_next(stream)
     for packet in container.demux(stream):
         if packet.size == 0:  # the end of the stream, or a frame that an AVI leaves out
             continue
         scan.packets += 1
+        suspect = late_marks and scan.damaged_tail
         scan.damaged_tail = packet.is_corrupt
         if packet.dts is not None:
             scan.joined |= bool(scan.dts) and packet.dts < scan.dts[-1]
@@ -225,7 +231,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
         if packet.pts is None:
             scan.unstamped += 1
             continue
-        if packet.is_keyframe:
+        if packet.is_keyframe and not (suspect and scan.keyframes):  # who starts there would not see the mark
             dts = packet.pts if packet.dts is None else packet.dts
             scan.keyframes.append((packet.pts, dts))
         # Frames before the first keyframe cannot be decoded; discarded ones (edit lists) are
@@ -260,9 +266,8 @@ def _lacks_pts(container: InputContainer, stream: VideoStream) -> bool:
     return container.format.name == "avi" and not stream.codec_context.codec.intra_only
 
 
-def _counted_index(scan: _Scan, stream: VideoStream, decode: Decode, name: str) -> FrameIndex:
+def _counted_index(scan: _Scan, stream: VideoStream, numbers: Sequence[int | None], name: str) -> FrameIndex:
     """Index what is decoded, at the times of its packets or, if they have none, at the stated rate."""
-    numbers = list(decode())
     if not numbers:
         raise VideoError(f"{name}: the video stream has zero frames that can be decoded.")
     time_base = stream.time_base or Fraction(1, 90_000)

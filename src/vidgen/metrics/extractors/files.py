@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics.extractors.base import NetworkExtractor
 from vidgen.metrics.extractors.preprocessing import Preprocessing
+from vidgen.paths import expanded
 from vidgen.weights import load_weights, weight_hash
 
 __all__ = ["OUTPUTS", "StateDictExtractor", "TorchScriptExtractor"]
@@ -164,7 +165,7 @@ class TorchScriptExtractor(_CalledExtractor):
         min_frames: int = 1,
         chunk: int = 8,
     ) -> None:
-        network, digest = _read_script(Path(path).expanduser())
+        network, digest = _read_script(expanded(path))
         options: dict[str, Any] = {"weights": digest, "min_frames": min_frames, "chunk": chunk}
         super().__init__(
             network, name, preprocessing, output=output, arguments=arguments, select=select, **options
@@ -197,7 +198,7 @@ class StateDictExtractor(_CalledExtractor):
         min_frames: int = 1,
         chunk: int = 8,
     ) -> None:
-        file = Path(file).expanduser()
+        file = expanded(file)
         if file.is_file():
             _refuse_pickle(file)
         load_weights(module, file)

@@ -28,6 +28,7 @@ from torch.nn import functional
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics.extractors.base import NetworkExtractor
 from vidgen.metrics.extractors.preprocessing import Preprocessing
+from vidgen.paths import expanded
 from vidgen.weights import read_tensors, weight_hash
 
 __all__ = ["FEATURES", "I3D", "I3DExtractor", "I3DOutput", "i3d_extractor", "load_i3d"]
@@ -224,7 +225,7 @@ def load_i3d(file: str | Path, num_classes: int = 400) -> I3D:
     Raises:
         CheckpointError: the file is missing, is no safetensors, or holds other tensors.
     """
-    file = Path(file).expanduser()
+    file = expanded(file)
     # How many batches were seen in training is in some files and decides nothing.
     tensors = {k: v for k, v in read_tensors(file).items() if not k.endswith("num_batches_tracked")}
     if all(name.startswith("module.") for name in tensors):  # saved from within nn.DataParallel

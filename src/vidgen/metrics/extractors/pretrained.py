@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from vidgen.errors import CheckpointError
+from vidgen.paths import expanded
 
 __all__ = ["key_of", "local", "pixel_moments", "read_config", "read_network"]
 
@@ -85,7 +86,7 @@ def key_of(source: str, family: str) -> str:
 
 def local(source: str | Path) -> str:
     """Return ``source`` as transformers takes it: the user's home spelled out where it is a folder."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return str(folder) if folder.exists() else str(source)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vidgen.recipe import Recipe, TrainingConfig
+from vidgen.recipe import Recipe, StageConfig, TrainingConfig
 from vidgen.strategies.glober.config import GLOBERConfig
 from vidgen.video.dataset import DataConfig
 
@@ -121,7 +121,7 @@ def shapes() -> Recipe:
 def ucf101_256() -> Recipe:
     """UCF-101 at 256 x 256, 16 frames (GLOBER section 4.1, Table 11).
 
-    The batch is 40 for each of 8 GPUs in the first stage and 32 in the second. Its captions are the classes' names, or "A
+    Here on 8 GPUs, with 40 clips each in the first stage and 32 in the second. Its captions are the classes' names, or "A
     video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for Stable Diffusion 1's UNet,
     ``--set pretrained=FOLDER``.
     """
@@ -139,6 +139,7 @@ def ucf101_256() -> Recipe:
             num_workers=8,
             checkpoint_every=2000,
         ),
+        stages={"generator": StageConfig(steps=200_000, batch_size=256, micro_batch_size=32)},
     )
 
 
@@ -149,12 +150,12 @@ def ucf101_128() -> Recipe:
 
 def sky_256() -> Recipe:
     """Sky Time-lapse at 256 x 256: the smaller generator (Table 11), frames guided by 3."""
-    return _variant("sky_timelapse", size=256, small=True, rate=1e-4, steps=40_000, batch=256, guidance=3.0)
+    return _variant("sky_timelapse", size=256, small=True, rate=1e-4, steps=(40_000, 100_000), guidance=3.0)
 
 
 def taichi_128() -> Recipe:
     """TaiChi-HD at 128 x 128 (Table 11)."""
-    return _variant("taichi_hd", size=128, small=True, rate=5e-5, steps=40_000, batch=256, guidance=3.0)
+    return _variant("taichi_hd", size=128, small=True, rate=5e-5, steps=(40_000, 100_000), guidance=3.0)
 
 
 def webvid_256() -> Recipe:
@@ -212,18 +213,19 @@ def _variant(
     size: int,
     small: bool = False,
     rate: float = 1e-5,
-    steps: int = 80_000,
-    batch: int = 320,
+    steps: tuple[int, int] | None = None,
     guidance: float = 6.0,
 ) -> Recipe:
-    """Return ``ucf101_256`` with another dataset's settings."""
+    """Return ``ucf101_256`` with another dataset's settings; with steps of its own also a batch of 32 per GPU."""
     base = ucf101_256()
     model = replace(base.model, sample_size=(size, size), guidance_scale=guidance)
     if size == 128:
         model = replace(model, codec="layout:kl-f4")
     if small:
         model = replace(model, generator_width=1024, generator_depth=20)
-    training = replace(
-        base.training, learning_rate=rate, steps=steps, batch_size=batch, micro_batch_size=batch // 8
-    )
-    return replace(base, model=model, data=replace(base.data, path=path, size=size), training=training)
+    training, stages = replace(base.training, learning_rate=rate), base.stages
+    if steps is not None:
+        training = replace(training, steps=steps[0], batch_size=256, micro_batch_size=32)
+        stages = {"generator": StageConfig(steps=steps[1])}
+    data = replace(base.data, path=path, size=size)
+    return replace(base, model=model, data=data, training=training, stages=stages)
