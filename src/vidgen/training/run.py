@@ -145,9 +145,9 @@ class RunFolder:
         before = [self._steps_of(stage) for stage in range(progress.stage)]
         if progress.offset != sum(before):
             raise RunFolderError(
-                f"{self.folder} holds a run whose first {progress.stage} stage(s) took {progress.offset} steps; "
-                f"the recipe gives them {' + '.join(map(str, before))} now. What later stages build on cannot be "
-                "trained any further: give the same steps to go on, or another folder to train all stages anew."
+                f"{self.folder} holds a run whose first {progress.stage} stage(s) took {progress.offset} "
+                f"steps; the recipe gives them {' + '.join(map(str, before))} now. What later stages build on "
+                "cannot be trained further: give the same steps to go on, or another folder to train all anew."
             )
         steps = self._steps_of(progress.stage)
         if progress.step > steps:

@@ -121,8 +121,8 @@ def shapes() -> Recipe:
 def ucf101_256() -> Recipe:
     """UCF-101 at 256 x 256, 16 frames (GLOBER section 4.1, Table 11).
 
-    Here on 8 GPUs, with 40 clips each in the first stage and 32 in the second. Its captions are the classes' names, or "A
-    video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for Stable Diffusion 1's UNet,
+    Here on 8 GPUs, with 40 clips each in the first stage and 32 in the second. Its captions are the classes'
+    names, or "A video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for Stable Diffusion 1's UNet,
     ``--set pretrained=FOLDER``.
     """
     return Recipe(
@@ -216,7 +216,7 @@ def _variant(
     steps: tuple[int, int] | None = None,
     guidance: float = 6.0,
 ) -> Recipe:
-    """Return ``ucf101_256`` with another dataset's settings; with steps of its own also a batch of 32 per GPU."""
+    """Return ``ucf101_256`` with another dataset's settings; if it has steps of its own, 32 clips per GPU."""
     base = ucf101_256()
     model = replace(base.model, sample_size=(size, size), guidance_scale=guidance)
     if size == 128:
