@@ -211,3 +211,20 @@ def test_videos_and_frames_outside_the_data_are_refused() -> None:
         data.truth(4, [0])
     with pytest.raises(UnknownNameError, match="'circle'"):
         ShapeSpec("circel", "red", "left")
+
+
+def test_the_videos_are_those_that_bundled_models_were_trained_and_judged_on() -> None:
+    # Recorded: another key of the draws gives other videos, and other combinations that are held out.
+    data = ShapesDataset(8, 16, hold_out=0.1)
+    assert [data.caption(index) for index in range(4)] == [
+        "a green square moves left",
+        "a cyan square moves up",
+        "a blue circle bounces",
+        "a blue triangle moves up",
+    ]
+    assert data.content_key(0) == "6d34f6ff0397a09e3d9d2db9d9eb2c7f"
+    assert held_out_combinations(0.02) == {
+        ("magenta", "circle", "up"),
+        ("magenta", "triangle", "up"),
+        ("red", "triangle", "up"),
+    }

@@ -162,7 +162,7 @@ def compose_scene(specs: Sequence[ShapeSpec], *, background: str = "black", seed
 
     Raises UnknownNameError for an unknown background and InvalidArgumentError for no spec.
     """
-    return place(specs, background, Draws("vidgen.tensors.compose", seed))
+    return place(specs, background, Draws("vidgen.shapes.compose", seed))
 
 
 def place(specs: Sequence[ShapeSpec], background: str, draws: Draws) -> Scene:

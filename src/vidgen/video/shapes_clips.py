@@ -78,7 +78,7 @@ class ShapesClips(ClipDataset):
             draw=draw,
             frames=tuple(range(start, start + self.reach, self.stride)),
             size=(self.source.size, self.source.size),
-            content=digest("vidgen.tensors.view", LOOK, self.content_key(index), mirror).hex(),
+            content=digest("vidgen.shapes.view", LOOK, self.content_key(index), mirror).hex(),
         )
         return view, mirror
 

@@ -209,7 +209,7 @@ def held_out_combinations(fraction: int | float) -> frozenset[tuple[str, str, st
     if not 0 <= fraction < 1:
         raise InvalidArgumentError(f"hold_out={fraction}; it must be at least 0 and below 1.")
     triples = [(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS]
-    triples.sort(key=lambda triple: digest("vidgen.tensors.hold_out", *triple))
+    triples.sort(key=lambda triple: digest("vidgen.shapes.hold_out", *triple))
     return frozenset(triples[: round(fraction * len(triples))])
 
 
@@ -255,7 +255,7 @@ class ShapesDataset(ShapesSource):
     def scene(self, index: int) -> Scene:
         """Return the scene of video ``index``; InvalidArgumentError if there is no such video."""
         self._check_index(index)
-        draws = Draws("vidgen.tensors", self.seed, self.split, index)
+        draws = Draws("vidgen.shapes", self.seed, self.split, index)
         count = self.objects[0] + draws.integer(self.objects[1] - self.objects[0] + 1)
         background = draws.choice(tuple(BACKGROUNDS))
         specs: list[ShapeSpec] = []
@@ -277,7 +277,7 @@ class ShapesDataset(ShapesSource):
     def content_key(self, index: int) -> str:
         """Name video ``index``'s content: equal names, equal frames."""
         fields = (self.seed, self.split, repr(self.objects), repr(self.hold_out), self.size, index)
-        return digest("vidgen.tensors", *fields).hex()
+        return digest("vidgen.shapes", *fields).hex()
 
 
 def check_objects(objects: tuple[int, int]) -> None:
