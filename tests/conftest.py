@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 # The modules whose functions pass tensors along; user-facing ones check their arguments themselves.
 TENSOR_MODULES = [
-    "classifier",
+    "shapes",
     "codecs",
     "conditioning",
     "diffusion",

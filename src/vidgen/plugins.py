@@ -5,6 +5,10 @@ Listing reads names from installed metadata and imports nothing. What an entry p
 - ``vidgen.strategies``: a subclass of ``vidgen.strategy.Strategy``;
 - ``vidgen.trainables``: a subclass of ``vidgen.trainable.Trainable`` that trains something else;
 - ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
+- ``vidgen.datasets``: a subclass of ``vidgen.video.dataset.DataSource``, data that ``--data NAME`` names;
+- ``vidgen.codecs``: a subclass of ``vidgen.codecs.Codec``, by the name of its class;
+- ``vidgen.networks``: a subclass of ``vidgen.nn.ClipDenoiser``, which strategies may take by its name;
+- ``vidgen.commands``: a ``typer.Typer``, whose commands become ``vidgen NAME ...``;
 - ``vidgen.models``: the folder of trained weights inside the package, as a path or as a function without
   arguments that returns one; the recipe of the same name, if there is one, trains it.
 """
@@ -21,8 +25,12 @@ from typing import Any
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
 
 __all__ = [
+    "CODECS",
+    "COMMANDS",
+    "DATASETS",
     "INSTALL",
     "MODELS",
+    "NETWORKS",
     "RECIPES",
     "STRATEGIES",
     "TRAINABLES",
@@ -38,9 +46,22 @@ STRATEGIES = "vidgen.strategies"
 TRAINABLES = "vidgen.trainables"
 RECIPES = "vidgen.recipes"
 MODELS = "vidgen.models"
+DATASETS = "vidgen.datasets"
+COMMANDS = "vidgen.commands"
+CODECS = "vidgen.codecs"
+NETWORKS = "vidgen.networks"
 INSTALL = "If a package adds it, install that package."
 
-_KIND = {STRATEGIES: "strategy", TRAINABLES: "trainable", RECIPES: "recipe", MODELS: "model"}
+_KIND = {
+    STRATEGIES: "strategy",
+    TRAINABLES: "trainable",
+    RECIPES: "recipe",
+    MODELS: "model",
+    DATASETS: "dataset",
+    COMMANDS: "command",
+    CODECS: "codec",
+    NETWORKS: "network",
+}
 
 
 def _points(group: str) -> dict[str, EntryPoint]:

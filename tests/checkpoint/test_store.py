@@ -21,8 +21,8 @@ from vidgen import checkpoint, load, plugins
 from vidgen.checkpoint import index
 from vidgen.codecs import load_codec
 from vidgen.errors import CheckpointError, InvalidArgumentError, SchedulerError, UnknownNameError
+from vidgen.frame_codec.task import FrameCodecConfig, FrameCodecTask
 from vidgen.sampling import Sampler
-from vidgen.starting.frame_codec import FrameCodecConfig, FrameCodecTask
 from vidgen.strategies.vdm import VDM
 
 

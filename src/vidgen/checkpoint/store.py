@@ -19,6 +19,7 @@ from vidgen.checkpoint.folder import readable, replaced_folder, settled, writabl
 from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
 from vidgen.checkpoint.scheduler import SCHEDULER, load_scheduler
 from vidgen.checkpoint.source import locate
+from vidgen.codecs import codec_class
 from vidgen.components import (
     Reference,
     component_hash,
@@ -249,6 +250,9 @@ def _load_component(
     checkpoint: Path, name: str, kinds: tuple[type, ...], folder: Path, wanted: Any
 ) -> nn.Module:
     kind: Any = next((kind for kind in kinds if kind.__name__ == wanted), None)
+    if kind is None and isinstance(wanted, str):
+        codec = codec_class(wanted)  # a plug-in's, where the strategy takes any of a kind
+        kind = codec if codec is not None and issubclass(codec, kinds) else None
     if kind is None:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(

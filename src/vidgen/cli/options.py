@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ __all__ = [
     "RecipeName",
     "StrategyName",
     "Verbose",
-    "check_data",
+    "dataset_names",
     "model_names",
     "recipe_names",
     "recipes_of_name",
@@ -57,6 +56,11 @@ def strategy_and_model_names() -> list[str]:
     return [*_names(plugins.STRATEGIES), *model_names()]
 
 
+def dataset_names() -> list[str]:
+    """Return the registered datasets; folders are completed by the shell itself."""
+    return _names(plugins.DATASETS)
+
+
 def recipe_names() -> list[str]:
     """Return all recipes by their whole names."""
     return _names(plugins.RECIPES)
@@ -83,21 +87,6 @@ Quiet = Annotated[
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more of what happens.")
 ]
-
-
-def check_data(path: str) -> None:
-    """Refuse what is no data to read.
-
-    Raises:
-        InvalidArgumentError: ``path`` is no folder, and no procedural data either.
-    """
-    from vidgen.video.dataset import PROCEDURAL
-
-    if path not in PROCEDURAL and not Path(path).expanduser().is_dir():
-        what = "is no folder" if Path(path).expanduser().exists() else "does not exist"
-        raise InvalidArgumentError(
-            f"{path} was given as data and {what}; expected a folder of videos, or {' or '.join(PROCEDURAL)}."
-        )
 
 
 def span(text: str | None, option: str) -> range | None:

@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor, nn
 
-from vidgen.codecs import ImageCodec, PixelCodec, VideoCodec
+from vidgen.codecs import Codec
 from vidgen.conditioning import ClassEncoder, Conditioning, OpenClipTextEncoder, VocabularyEncoder, guide
 from vidgen.denoising.config import ClipConfig
 from vidgen.denoising.stage import DenoisingStage
@@ -39,7 +39,7 @@ class DenoisingStrategy(Strategy):
 
     Config: ClassVar[type] = ClipConfig
     component_types: ClassVar[dict[str, tuple[type, ...]]] = {
-        "codec": (PixelCodec, ImageCodec, VideoCodec),
+        "codec": (Codec,),
         "text_encoder": (VocabularyEncoder, ClassEncoder, OpenClipTextEncoder),
     }
     """What ``ClipConfig`` builds; a subclass adds its networks: ``{**component_types, "network": (...,)}``."""

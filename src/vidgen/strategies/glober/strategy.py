@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vidgen.codecs import ImageCodec, PixelCodec
+from vidgen.codecs import FrameCodec
 from vidgen.conditioning import Conditioning, clip_of, guide
 from vidgen.denoising import DenoisingStrategy
 from vidgen.diffusion import Denoiser
@@ -53,7 +53,7 @@ class GLOBER(DenoisingStrategy):
     Options = GLOBEROptions
     component_types: ClassVar[dict[str, tuple[type, ...]]] = {
         **DenoisingStrategy.component_types,
-        "codec": (PixelCodec, ImageCodec),  # every frame has its own latent
+        "codec": (FrameCodec,),  # every frame has its own latent
         "unet": (UNet2DConditionModel,),
         "branch": (GlobalBranch,),
         "index": (IndexEmbedding,),
