@@ -198,7 +198,10 @@ def installed(monkeypatch, kind):
     """Register ``kind`` as the strategy "toy", with a recipe."""
     recipe = Recipe("toy", ToyConfig(), DataConfig("/no/such/folder"))
     monkeypatch.setattr(plugins, "load_recipe", lambda strategy, name: recipe)
-    monkeypatch.setattr(plugins, "load", lambda group, name: kind)
+    load = plugins.load
+    monkeypatch.setattr(
+        plugins, "load", lambda group, name: kind if group == plugins.STRATEGIES else load(group, name)
+    )
 
 
 class Views(Toy):

@@ -7,7 +7,7 @@ Listing reads names from installed metadata and imports nothing. What an entry p
 - ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
 - ``vidgen.datasets``: a subclass of ``vidgen.video.dataset.DataSource``, data that ``--data NAME`` names;
 - ``vidgen.codecs``: a subclass of ``vidgen.codecs.Codec``, by the name of its class;
-- ``vidgen.networks``: a subclass of ``vidgen.nn.ClipDenoiser``, which strategies may take by its name;
+- ``vidgen.networks``: a subclass of ``vidgen.networks.ClipDenoiser``, which strategies may take by its name;
 - ``vidgen.commands``: a ``typer.Typer``, whose commands become ``vidgen NAME ...``;
 - ``vidgen.models``: the folder of trained weights inside the package, as a path or as a function without
   arguments that returns one; the recipe of the same name, if there is one, trains it.
@@ -40,6 +40,7 @@ __all__ = [
     "load_recipe",
     "load_trainable",
     "model_folder",
+    "naming",
 ]
 
 STRATEGIES = "vidgen.strategies"
@@ -94,6 +95,11 @@ def available(group: str) -> dict[str, str]:
         VidgenError: two packages register the same name.
     """
     return {name: _distribution(point) for name, point in _points(group).items()}
+
+
+def naming(group: str, attribute: str) -> list[str]:
+    """Return the names in ``group`` whose entry points name something called ``attribute``; imports nothing."""
+    return [name for name, point in _points(group).items() if point.attr.rpartition(".")[2] == attribute]
 
 
 def check(group: str, name: str) -> None:

@@ -321,7 +321,12 @@ def bundled(tmp_path, monkeypatch):
     module.demo = lambda: tmp_path / "bundled"
     monkeypatch.setitem(sys.modules, "demo_models", module)
     point = EntryPoint("shapes/demo", "demo_models:demo", plugins.MODELS)._for(SimpleNamespace(name="demo"))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.MODELS else [])
+    installed = plugins.entry_points
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [point] if group == plugins.MODELS else installed(group=group),
+    )
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"
 

@@ -31,6 +31,7 @@ from vidgen.components import (
 )
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError, shown
+from vidgen.networks import network_of_class
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
 from vidgen.weights import follow_umask, newest_model
@@ -251,8 +252,9 @@ def _load_component(
 ) -> nn.Module:
     kind: Any = next((kind for kind in kinds if kind.__name__ == wanted), None)
     if kind is None and isinstance(wanted, str):
-        codec = codec_class(wanted)  # a plug-in's, where the strategy takes any of a kind
-        kind = codec if codec is not None and issubclass(codec, kinds) else None
+        # A plug-in's, where the strategy takes any of a kind.
+        found = codec_class(wanted) or network_of_class(wanted)
+        kind = found if found is not None and issubclass(found, kinds) else None
     if kind is None:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(

@@ -24,7 +24,7 @@ from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.strategies.glober import GLOBER
 from vidgen.video.transforms import to_clip
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SCRIPTS = ("ablations", "decoding", "order", "shapes")
 
 
