@@ -249,7 +249,7 @@ def _on_meta(recipe: Recipe) -> Strategy:
     """Return the strategy of ``recipe``, completed by its data, without weights."""
     strategy_class: type[Strategy] = plugins.load(plugins.STRATEGIES, recipe.strategy)
     path = recipe.data.path
-    if is_registered(path) or Path(path).expanduser().is_dir():
+    if path and (is_registered(path) or Path(path).expanduser().is_dir()):
         dataset = open_dataset(recipe.data, progress=False)
         recipe = replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _SchedulersOnCpu():

@@ -14,7 +14,7 @@ from vidgen.shapes.clips import ShapesClips
 from vidgen.shapes.datasets import ShapesOptions, StoryOptions
 from vidgen.shapes.scene import MOTIONS
 from vidgen.shapes.synthetic import ShapesDataset
-from vidgen.video.dataset import DataConfig, FolderOptions, open_dataset, summarize
+from vidgen.video.dataset import DataConfig, FolderOptions, check_data, open_dataset, summarize
 
 SOURCE = ShapesDataset(24, 100, size=32, objects=(1, 2), seed=7)
 
@@ -117,3 +117,12 @@ def test_options_are_those_of_the_path():
         DataConfig("story", options=ShapesOptions())
     changed = DataConfig.of("shapes", videos=5, seed=2).changed(path="story", frames=99)
     assert changed == DataConfig("story", seed=2, options=StoryOptions(frames=99))
+
+
+def test_data_that_is_not_named_is_asked_for():
+    expected = r"no data was (named|given); expected a folder of videos, or shapes or story"
+    with pytest.raises(InvalidArgumentError, match=expected):
+        open_dataset(DataConfig())
+    with pytest.raises(InvalidArgumentError, match=expected):
+        check_data("")
+    assert DataConfig() == DataConfig(options=FolderOptions())

@@ -32,7 +32,7 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
     Args:
         source: a folder saved by diffusers or by a codec's ``save_pretrained``, the folder of a
             diffusers pipeline (its ``vae`` is taken), of a checkpoint or a training run (its
-            ``codec``), the name of a bundled model such as ``"shapes/codec"``, or a hub id such as
+            ``codec``), the name of a bundled model, or a hub id such as
             ``"owner/name"``, of which only the VAE's JSON files and safetensors are fetched; or
             ``"layout:kl-f8"``, an untrained VAE of a published layout, for costs.
         subfolder: the folder in ``source`` that holds the VAE.

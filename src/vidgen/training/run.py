@@ -318,4 +318,4 @@ def _completed(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _resolved(path: str) -> str:
     """Return the one name of a folder that has many; registered data has its own."""
-    return path if is_registered(path) else str(Path(path).expanduser().resolve())
+    return path if not path or is_registered(path) else str(Path(path).expanduser().resolve())

@@ -27,6 +27,7 @@ __all__ = [
     "FolderOptions",
     "FolderSource",
     "VideoFolder",
+    "check_data",
     "collate",
     "is_registered",
     "open_dataset",
@@ -231,7 +232,7 @@ def check_data(path: str) -> None:
     Raises:
         InvalidArgumentError: ``path`` is no folder, and no dataset's name either.
     """
-    if not is_registered(path) and not Path(path).expanduser().is_dir():
+    if not path or not (is_registered(path) or Path(path).expanduser().is_dir()):
         what = "is no folder" if Path(path).expanduser().exists() else "does not exist"
         given = f"{path} was given as data and {what}" if path else "no data was given"
         raise InvalidArgumentError(f"{given}; expected {_EXPECTED}{_named()}.")
