@@ -218,8 +218,8 @@ def test_data_by_name_has_its_own_options(folder):
 
 def test_codec_and_network_are_loaded_from_checkpoints_by_their_classes(folder):
     assert told(run(folder, "-c", CODEC)) == ["Negative", 4.0]
-    settings = ["codec=negative", "prediction_type=epsilon", "widths=[8,16]", "head_dim=8", "size=16", "steps=1"]
-    settings += ["clip_length=2", "context=1", "batch_size=2", "warmup_steps=0", "text_width=8"]
+    settings = ["codec=negative", "prediction_type=epsilon", "widths=[8,16]", "head_dim=8", "steps=1"]
+    settings += ["clip_length=2", "context=1", "batch_size=2", "warmup_steps=0", "text_width=8", "size=16"]
     train = ["train", "vdm", "--recipe", "tiny", "--data", "greys", "--out", "run", "--device", "cpu"]
     vidgen(folder, *train, *(f"--set={setting}" for setting in settings))
     assert told(run(folder, "-c", NETWORK)) == {

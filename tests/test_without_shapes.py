@@ -38,6 +38,7 @@ SETTINGS = [
     "size=16",
     "widths=[8,16]",
     "head_dim=8",
+    "context=2",
 ]
 
 
