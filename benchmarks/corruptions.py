@@ -19,11 +19,11 @@ import numpy as np
 import record
 import torch
 
-from vidgen.classifier import CORRUPTIONS, ShapesClassifier, corrupt, kept_colours, load_classifier
 from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.statistics import Statistics
-from vidgen.video.scene import COLOURS
-from vidgen.video.synthetic import ShapesDataset
+from vidgen.shapes.classifier import CORRUPTIONS, ShapesClassifier, corrupt, kept_colours, load_classifier
+from vidgen.shapes.scene import COLOURS
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 from vidgen.weights import weight_hash
 

@@ -29,10 +29,10 @@ import torch
 
 from vidgen import config as configs
 from vidgen import plugins
-from vidgen.classifier import load_classifier
 from vidgen.metrics.prompts import prompt_set
 from vidgen.recipe import Recipe
 from vidgen.sampling import Sampler
+from vidgen.shapes.classifier import load_classifier
 from vidgen.training import Trainer
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -76,7 +76,7 @@ def recipe_of(variant: Mapping[str, Any], steps: int, batch: int) -> Recipe:
         ema_decay=0.995,
         checkpoint_every=steps,
     )
-    return replace(base, model=model, data=replace(base.data, videos=1024), training=training)
+    return replace(base, model=model, data=base.data.changed(videos=1024), training=training)
 
 
 def measured(recipe: Recipe, judge: Any, videos: int, steps: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidgen.classifier import ShapesClassifier
 from vidgen.conditioning import Conditioning
 from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.prompts import expected_spec, prompt_set
@@ -18,10 +17,11 @@ from vidgen.metrics.statistics import Statistics
 from vidgen.noise import NoiseKey
 from vidgen.plans import chunks, rooted
 from vidgen.request import Canvas, Request
+from vidgen.shapes.classifier import ShapesClassifier
+from vidgen.shapes.raster import paint
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.strategies.glober import GLOBAL, GLOBER
 from vidgen.strategies.glober.cra import draw_frames
-from vidgen.video.raster import paint
-from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 
 LOOKS = ("shape", "colour", "motion")

@@ -40,7 +40,9 @@ UNSEEN = 64
 def clips_of(strategy: GLOBER, number: int, direction: str | None) -> ClipBatch:
     """Latents of so many clips, of those that move in ``direction`` where one is given."""
     frames, size = strategy.config.sample_frames, strategy.config.sample_size[0]
-    data: Any = open_dataset(DataConfig(clip_length=frames, frames=frames, size=size, videos=40 * number))
+    data: Any = open_dataset(
+        DataConfig.of("shapes", clip_length=frames, frames=frames, size=size, videos=40 * number)
+    )
     chosen = [i for i in range(len(data)) if direction is None or direction in data.source.caption(i).split()]
     batch = collate([data[i] for i in chosen[:number]])
     with torch.no_grad():

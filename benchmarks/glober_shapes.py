@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from vidgen.checkpoint import load_strategy
-from vidgen.classifier import load_classifier
 from vidgen.metrics.prompts import prompt_set
 from vidgen.sampling import Sampler
+from vidgen.shapes.classifier import load_classifier
 from vidgen.weights import weight_hash
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     dtype = getattr(torch, args.dtype)
     recipe = plugins.load(plugins.RECIPES, f"vdm/{args.recipe}")()
     strategy_class = plugins.load(plugins.STRATEGIES, "vdm")
-    dataset = open_dataset(replace(recipe.data, videos=64))
+    dataset = open_dataset(recipe.data.changed(videos=64))
     config = strategy_class.prepare(recipe.model, dataset)
     strategy = checkpoint.build(strategy_class, config).to(args.device)
     batch = collate([dataset[i] for i in range(recipe.training.batch_size)]).to(args.device)

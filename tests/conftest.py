@@ -14,7 +14,11 @@ from jaxtyping import install_import_hook
 
 # The modules whose functions pass tensors along; user-facing ones check their arguments themselves.
 TENSOR_MODULES = [
-    "classifier",
+    "shapes.classifier",
+    "shapes.clips",
+    "shapes.raster",
+    "shapes.scene",
+    "shapes.synthetic",
     "codecs",
     "conditioning",
     "diffusion",

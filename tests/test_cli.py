@@ -246,7 +246,8 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(tmp_path):
 def test_list_and_version():
     assert "vdm/tiny  (vidgen)" in run("list").stdout
     found = json.loads(run("list", "--json").stdout)
-    assert list(found) == ["strategies", "recipes", "models"]
+    assert list(found) == ["strategies", "recipes", "models", "datasets", "networks"]
+    assert found["datasets"] == {"shapes": "vidgen", "story": "vidgen"}
     assert found["strategies"]["vdm"] == "vidgen"
     assert found["recipes"]["vdm/tiny"] == "vidgen"
     assert run("--version").stdout.strip() == f"vidgen {__version__}"

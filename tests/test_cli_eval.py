@@ -25,9 +25,9 @@ from vidgen.metrics.extractors import Preprocessing, TorchScriptExtractor
 from vidgen.metrics.score import Score
 from vidgen.metrics.sources import View
 from vidgen.metrics.specs import KINDS
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import VideoWriter
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("eval")(exits(eval_))

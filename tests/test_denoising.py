@@ -31,7 +31,7 @@ from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
 from vidgen.video.dataset import DataConfig, collate, open_dataset
 
-DATA = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+DATA = open_dataset(DataConfig.of("shapes", clip_length=6, size=16, videos=4))
 BATCH = collate([DATA[i] for i in range(4)])
 
 

@@ -16,11 +16,11 @@ from vidgen import checkpoint, info, plugins
 from vidgen import config as configs
 from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.frame_codec.task import FrameCodecTask
 from vidgen.nn import attention_backend, flop_counter
 from vidgen.plans import Call, Level, Plan, all_at_once, chunks
 from vidgen.recipe import Recipe
 from vidgen.request import Request
-from vidgen.starting.frame_codec import FrameCodecTask
 from vidgen.strategies.vdm import VDM
 from vidgen.video.dataset import DataConfig, open_dataset
 
@@ -175,14 +175,14 @@ def test_a_model_of_a_billion_parameters_needs_no_memory():
 
 def test_words_come_from_data_that_are_there(tmp_path):
     """The closed vocabulary is part of the model: its size is what the captions say."""
-    from vidgen.video.dataset import procedural
-    from vidgen.video.export import write_folder
+    from vidgen.shapes.datasets import ShapesData
+    from vidgen.shapes.export import write_folder
 
     def encoder(*assignments):
         described = info.describe("vdm", assignments=["max_words=8", *assignments])
         return described["components"]["text_encoder"]["parameters"]
 
-    write_folder(procedural(DataConfig(path="shapes", size=16, videos=2, frames=16)), tmp_path / "clips")
+    write_folder(ShapesData.source(DataConfig.of("shapes", size=16, videos=2, frames=16)), tmp_path / "clips")
     few = encoder(f"data.path={tmp_path / 'clips'}", "size=16", f"cache_dir={tmp_path / 'cache'}")
     many, none = encoder("videos=64"), encoder("data.path=/no/such/folder")
     assert none < few < many
@@ -196,9 +196,12 @@ def test_ambient_random_state_is_untouched():
 
 def installed(monkeypatch, kind):
     """Register ``kind`` as the strategy "toy", with a recipe."""
-    recipe = Recipe("toy", ToyConfig(), DataConfig(path="/no/such/folder"))
+    recipe = Recipe("toy", ToyConfig(), DataConfig("/no/such/folder"))
     monkeypatch.setattr(plugins, "load_recipe", lambda strategy, name: recipe)
-    monkeypatch.setattr(plugins, "load", lambda group, name: kind)
+    load = plugins.load
+    monkeypatch.setattr(
+        plugins, "load", lambda group, name: kind if group == plugins.STRATEGIES else load(group, name)
+    )
 
 
 class Views(Toy):
@@ -315,7 +318,7 @@ def test_medium_recipes_cost_what_they_say(name, monkeypatch):
     medium = importlib.import_module(place).medium
     recipe = medium()
     assert recipe.training.steps * recipe.training.batch_size == seen
-    small = replace(recipe, data=replace(recipe.data, videos=4, frames=16))
+    small = replace(recipe, data=recipe.data.changed(videos=4, frames=16))
     monkeypatch.setattr(plugins, "load_recipe", lambda *_: small)
     found = info.describe(name, "medium")
     model = VDM.prepare(small.model, open_dataset(small.data)) if name == "vdm" else small.model
@@ -330,7 +333,7 @@ def test_medium_recipes_cost_what_they_say(name, monkeypatch):
 
 
 def test_the_medium_codec_costs_what_it_says():
-    medium = importlib.import_module("vidgen.starting.recipes").medium
+    medium = importlib.import_module("vidgen.frame_codec.recipes").medium
     recipe = medium()
     with torch.device("meta"):
         task = FrameCodecTask.create(recipe.model).codec.vae.requires_grad_(False)

@@ -10,7 +10,7 @@ import pytest
 
 from vidgen import plugins
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
-from vidgen.starting.frame_codec import FrameCodecTask
+from vidgen.frame_codec.task import FrameCodecTask
 from vidgen.strategies.vdm import VDM
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vidgen import checkpoint
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.strategies.vdm import VDM, VDMConfig
 from vidgen.video import Video
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -447,7 +447,7 @@ def test_an_object_is_checked_with_its_own_weights(monkeypatch):
 
 
 def test_prompts_and_data_may_be_given():
-    data = DataConfig(clip_length=4, size=16, videos=3, frames=8)
+    data = DataConfig.of("shapes", clip_length=4, size=16, videos=3, frames=8)
     report = check_strategy(Toy, data=data, prompts=(), only=["prompts are understood or refused"])
     assert report.skipped
     words = VDMConfig(**{**vars(TINY_VDM), "words": ("cat", "dog")})

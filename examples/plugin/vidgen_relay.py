@@ -62,5 +62,5 @@ class Relay(DenoisingStrategy):
 
 def tiny() -> Recipe:
     """Minutes on two CPU cores."""
-    config, data = RelayConfig(prediction_type="sample"), DataConfig(clip_length=16, size=32)
+    config, data = RelayConfig(prediction_type="sample"), DataConfig("shapes", clip_length=16, size=32)
     return Recipe("relay", config, data, TrainingConfig(steps=800, learning_rate=2e-3, warmup_steps=50))

@@ -2,6 +2,10 @@
 
 A configuration is a tree of frozen dataclasses that may hold other dataclasses. Values are checked by
 pydantic against the annotations; unknown fields are refused with the nearest known one.
+
+What a class may add: ``read_older(values)``, a class method that turns the plain values of a file, of whatever
+age, into those of today's fields; and a field with the metadata ``{"decides": NAME}``, on whose value the class
+of the field ``NAME`` depends: overriding it with another value sets ``NAME`` to None first.
 """
 
 from __future__ import annotations
@@ -70,14 +74,16 @@ def from_dict(kind: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
         InvalidArgumentError: a value does not fit its field.
     """
     hints = get_type_hints(kind)
+    older = getattr(kind, "read_older", None)
+    data = data if older is None else older(data)
     names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     values = {}
     for key, value in data.items():
         if key not in names:
             raise UnknownNameError(f"field of {kind.__name__}", f"{where}{key}", names)
-        each = _of_dataclasses(hints[key])
-        if _plain(hints[key]) and isinstance(value, Mapping):
-            values[key] = from_dict(hints[key], value, where=f"{where}{key}.")
+        inner, each = _dataclass_of(hints[key]), _of_dataclasses(hints[key])
+        if inner is not None and isinstance(value, Mapping):
+            values[key] = from_dict(inner, value, where=f"{where}{key}.")
         elif each is not None and isinstance(value, Mapping):
             values[key] = {
                 name: from_dict(each, own, where=f"{where}{key}.{name}.") for name, own in value.items()
@@ -88,6 +94,12 @@ def from_dict(kind: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
         return kind(**values)
     except TypeError as error:
         raise InvalidArgumentError(f"{kind.__name__} cannot be built: {error}") from error
+
+
+def _dataclass_of(hint: Any) -> Any:
+    """Return the plain dataclass that ``hint`` is, or is where it is not None; else None."""
+    kinds = [kind for kind in get_args(hint) or [hint] if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and _plain(kinds[0]) else None
 
 
 def _checked(kind: Any, value: Any, name: str) -> Any:
@@ -119,14 +131,22 @@ def override(config: T, assignments: Iterable[str]) -> T:
     """Return ``config`` with ``NAME=VALUE`` assignments applied together.
 
     Fields that are checked against each other may so be set in any order. ``NAME`` is the dotted path of a
-    leaf of ``config`` (``model.width``) or its last part where that is unique (``width``); ``VALUE`` is read
-    by the field's type, then as JSON. Of several assignments to one field the last one counts.
+    leaf of ``config`` (``model.net.width``), or enough of its parts in their order, the last one among them
+    (``width``, ``model.width``); ``VALUE`` is read by the field's type, then as JSON. Of several assignments to
+    one field the last one counts. A field that decides of which class another is is set before all others.
 
     Raises:
         UnknownNameError: no field is called ``NAME``.
         InvalidArgumentError: ``=`` is missing, ``NAME`` is ambiguous, ``VALUE`` does not fit, or the values
             contradict each other.
     """
+    given = list(assignments)
+    first = [assignment for assignment in given if _decides(config, assignment)]
+    rest = [assignment for assignment in given if assignment not in first]
+    return _assigned(_assigned(config, first), rest)
+
+
+def _assigned(config: T, assignments: Iterable[str]) -> T:
     changes: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -143,6 +163,17 @@ def override(config: T, assignments: Iterable[str]) -> T:
     return _replaced(config, changes)
 
 
+def _decides(config: Any, assignment: str) -> bool:
+    """Say whether ``assignment`` is to a field that decides of which class another is."""
+    try:
+        *parents, leaf = _find(config, assignment.partition("=")[0].strip())[0].split(".")
+    except (InvalidArgumentError, UnknownNameError):  # a name of the class to come, perhaps
+        return False
+    for parent in parents:
+        config = getattr(config, parent)
+    return any("decides" in field.metadata for field in dataclasses.fields(config) if field.name == leaf)
+
+
 def _find(config: Any, name: str) -> tuple[str, Any]:
     leaves = {path: kind for path, kind, _ in fields_of(config)}
     leaves |= _leaves_of_entry(config, name)
@@ -150,6 +181,8 @@ def _find(config: Any, name: str) -> tuple[str, Any]:
         return name, leaves[name]
     mappings = tuple(f"{field}." for field in _mappings(config))
     matches = [path for path in leaves if path.endswith(f".{name}") and not path.startswith(mappings)]
+    plain = [path for path in leaves if not path.startswith(mappings)]
+    matches = matches or [path for path in plain if _abbreviates(name, path)]
     if len(matches) > 1:
         raise InvalidArgumentError(f"field {name!r} is ambiguous; write one of {', '.join(sorted(matches))}.")
     if not matches:
@@ -173,6 +206,12 @@ def _leaves_of_entry(config: Any, name: str) -> dict[str, Any]:
     return {f"{field}.{key}.{path}": hint for path, hint in get_type_hints(kind).items()}
 
 
+def _abbreviates(name: str, path: str) -> bool:
+    """Say whether the parts of ``name`` occur in ``path`` in their order, and both end with the same one."""
+    parts = iter(path.split("."))
+    return all(part in parts for part in name.split(".")) and name.split(".")[-1] == path.split(".")[-1]
+
+
 def _parsed(kind: Any, text: str, name: str) -> Any:
     candidates: list[Any] = [text]
     with contextlib.suppress(json.JSONDecodeError):
@@ -193,9 +232,13 @@ def _parsed(kind: Any, text: str, name: str) -> Any:
 
 def _replaced(config: T, changes: Mapping[str, Any]) -> T:
     """Replace fields of ``config``, at once: whoever checks them sees none of the old ones in between."""
-    values = {}
+    values: dict[str, Any] = {}
+    decides = {field.name: field.metadata.get("decides") for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     for name, change in changes.items():
         old = getattr(config, name)
+        decided = decides[name]
+        if decided is not None and change != old:
+            values[decided] = None
         if _plain(type(old)):
             values[name] = _replaced(old, change)
         elif name in _mappings(config) and isinstance(change, Mapping):

@@ -35,7 +35,7 @@ from vidgen.recipe import Recipe
 from vidgen.request import Canvas, Request
 from vidgen.strategy import Strategy
 from vidgen.trainable import StageRecord, TrainingRecord
-from vidgen.video.dataset import PROCEDURAL, open_dataset
+from vidgen.video.dataset import is_registered, open_dataset
 
 __all__ = ["describe", "describe_checkpoint", "macs_per_call"]
 
@@ -270,7 +270,7 @@ def _on_meta(recipe: Recipe) -> Strategy:
     """Return the strategy of ``recipe``, completed by its data, without weights."""
     strategy_class: type[Strategy] = plugins.load(plugins.STRATEGIES, recipe.strategy)
     path = recipe.data.path
-    if path in PROCEDURAL or expanded(path).is_dir():
+    if path and (is_registered(path) or expanded(path).is_dir()):
         dataset = open_dataset(recipe.data, progress=False)
         recipe = replace(recipe, model=strategy_class.prepare(recipe.model, dataset))
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _SchedulersOnCpu():

@@ -6,6 +6,10 @@ Listing reads names from installed metadata and imports nothing. What an entry p
 - ``vidgen.trainables``: a subclass of ``vidgen.trainable.Trainable`` that trains something else;
 - ``vidgen.priors``: a subclass of ``vidgen.noise.NoisePrior``, under its ``kind``;
 - ``vidgen.recipes``: a function without arguments that returns a ``vidgen.recipe.Recipe``;
+- ``vidgen.datasets``: a subclass of ``vidgen.video.dataset.DataSource``, data that ``--data NAME`` names;
+- ``vidgen.codecs``: a subclass of ``vidgen.codecs.Codec``, by the name of its class;
+- ``vidgen.networks``: a subclass of ``vidgen.networks.ClipDenoiser``, which strategies may take by its name;
+- ``vidgen.commands``: a ``typer.Typer``, whose commands become ``vidgen NAME ...``;
 - ``vidgen.models``: the folder of trained weights inside the package, as a path or as a function without
   arguments that returns one; the recipe of the same name, if there is one, trains it.
 """
@@ -22,8 +26,12 @@ from typing import Any
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError
 
 __all__ = [
+    "CODECS",
+    "COMMANDS",
+    "DATASETS",
     "INSTALL",
     "MODELS",
+    "NETWORKS",
     "PRIORS",
     "RECIPES",
     "STRATEGIES",
@@ -34,6 +42,7 @@ __all__ = [
     "load_recipe",
     "load_trainable",
     "model_folder",
+    "naming",
 ]
 
 STRATEGIES = "vidgen.strategies"
@@ -41,6 +50,10 @@ TRAINABLES = "vidgen.trainables"
 RECIPES = "vidgen.recipes"
 PRIORS = "vidgen.priors"
 MODELS = "vidgen.models"
+DATASETS = "vidgen.datasets"
+COMMANDS = "vidgen.commands"
+CODECS = "vidgen.codecs"
+NETWORKS = "vidgen.networks"
 INSTALL = "If a package adds it, install that package."
 
 _KIND = {
@@ -48,6 +61,10 @@ _KIND = {
     TRAINABLES: "trainable",
     RECIPES: "recipe",
     MODELS: "model",
+    DATASETS: "dataset",
+    COMMANDS: "command",
+    CODECS: "codec",
+    NETWORKS: "network",
     PRIORS: "noise prior",
 }
 
@@ -82,6 +99,11 @@ def available(group: str) -> dict[str, str]:
         VidgenError: two packages register the same name.
     """
     return {name: _distribution(point) for name, point in _points(group).items()}
+
+
+def naming(group: str, attribute: str) -> list[str]:
+    """Return the names in ``group`` whose entry points name something called ``attribute``; imports nothing."""
+    return [name for name, point in _points(group).items() if point.attr.rpartition(".")[2] == attribute]
 
 
 def check(group: str, name: str) -> None:

@@ -16,9 +16,9 @@ from vidgen import checkpoint, load, plugins
 from vidgen.codecs import load_codec
 from vidgen.components import component_hash, find_component
 from vidgen.errors import CheckpointError
+from vidgen.frame_codec.task import FrameCodecConfig, FrameCodecTask
 from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.sampling import Sampler
-from vidgen.starting.frame_codec import FrameCodecConfig, FrameCodecTask
 from vidgen.strategies.glober import GLOBER, GLOBERConfig
 from vidgen.strategies.ldm import LDM, LDMConfig
 from vidgen.training import Trainer
@@ -221,7 +221,7 @@ def test_folders_side_by_side_refer_to_each_other_and_move_together(models, tmp_
 
 def test_a_run_starts_from_a_model_with_references(models, tmp_path):
     """``pretrained=`` takes codec, words and network wherever they lie; checkpoints of the run are whole."""
-    data = DataConfig(clip_length=1, size=16, videos=8, frames=4)
+    data = DataConfig.of("shapes", clip_length=1, size=16, videos=8, frames=4)
     model = LDMConfig(pretrained="toys/image", sample_size=(16, 16))
     training = TrainingConfig(steps=1, batch_size=2)
     assert find_component(models["toys/image"], "codec") == models["toys/codec"] / "codec"
@@ -326,7 +326,7 @@ def test_what_only_training_needs_is_left_out_of_what_is_shared(tmp_path, caplog
 def test_training_begins_again_with_a_fresh_one_and_says_so(tmp_path, caplog):
     checkpoint.save_strategy(small_glober(), tmp_path / "shared", whole=False)
     loaded = checkpoint.load_strategy(tmp_path / "shared", device="cpu")
-    data = DataConfig(clip_length=4, size=16, videos=4, frames=4)
+    data = DataConfig.of("shapes", clip_length=4, size=16, videos=4, frames=4)
     recipe = Recipe("glober", GLOBAL, data, TrainingConfig(steps=1, batch_size=2, seed=7))
     state = torch.get_rng_state()
     with caplog.at_level(logging.WARNING):

@@ -21,8 +21,8 @@ from vidgen import checkpoint, load, plugins
 from vidgen.checkpoint import index
 from vidgen.codecs import load_codec
 from vidgen.errors import CheckpointError, InvalidArgumentError, SchedulerError, UnknownNameError
+from vidgen.frame_codec.task import FrameCodecConfig, FrameCodecTask
 from vidgen.sampling import Sampler
-from vidgen.starting.frame_codec import FrameCodecConfig, FrameCodecTask
 from vidgen.strategies.vdm import VDM
 
 
@@ -154,7 +154,7 @@ def edit(folder, **changes):
         ({"config": [1]}, CheckpointError, r"gives \[1\] as its 'config'; expected a dict"),
         ({"strategy": "vdn"}, UnknownNameError, "strategy 'vdn'. Did you mean 'vdm'"),
         ({"components": {}}, CheckpointError, "names nothing as its component 'codec'"),
-        ({"components": {"codec": "os.system"}}, CheckpointError, "expected PixelCodec"),
+        ({"components": {"codec": "os.system"}}, CheckpointError, "expected Codec"),
         ({"config": {"widht": 3}}, UnknownNameError, "widht"),
     ],
 )
@@ -350,7 +350,12 @@ def test_wrappers_keep_their_own_layout(tmp_path, monkeypatch):
     folder = checkpoint.save_strategy(strategy, tmp_path / "model")
     assert [path.name for path in (folder / "foreign").iterdir()] == ["own.json"]
     assert json.loads((folder / "vidgen.json").read_text())["components"]["foreign"] == "Foreign"
-    monkeypatch.setattr(plugins, "load", lambda group, name: WithForeign)
+    load = plugins.load
+    monkeypatch.setattr(
+        plugins,
+        "load",
+        lambda group, name: WithForeign if group == plugins.STRATEGIES else load(group, name),
+    )
     state = torch.get_rng_state()
     loaded = checkpoint.load_strategy(folder, device="cpu")
     assert torch.equal(state, torch.get_rng_state())
@@ -386,7 +391,12 @@ def test_a_codec_is_found_by_the_name_of_a_bundled_model(tmp_path, monkeypatch):
     bundled.codec = lambda: tmp_path / "bundled"
     monkeypatch.setitem(sys.modules, "bundled_models", bundled)
     point = EntryPoint("shapes/demo", "bundled_models:codec", plugins.MODELS)._for(SimpleNamespace(name="demo"))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.MODELS else [])
+    installed = plugins.entry_points
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [point] if group == plugins.MODELS else installed(group=group),
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="model 'shapes/demo' of package 'demo'"):
         load_codec("shapes/demo")

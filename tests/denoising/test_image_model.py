@@ -94,7 +94,7 @@ def test_without_a_vae_it_works_on_pixels(tmp_path):
     config = UNetConfig(pretrained=str(tmp_path), patch=2)
     assert ImageModel(str(tmp_path)).vae is config.vae is None
     assert isinstance(config.build_codec(), PixelCodec)
-    data = open_dataset(DataConfig(clip_length=2, size=16, videos=4))
+    data = open_dataset(DataConfig.of("shapes", clip_length=2, size=16, videos=4))
     assert config.fitted(data).pixel_std > 0  # measured, as for every pixel codec
     save_vae(tmp_path, "vae")
     assert config.fitted(data).pixel_std is None  # the VAE has a scale of its own
@@ -321,7 +321,12 @@ def bundled(tmp_path, monkeypatch):
     module.demo = lambda: tmp_path / "bundled"
     monkeypatch.setitem(sys.modules, "demo_models", module)
     point = EntryPoint("shapes/demo", "demo_models:demo", plugins.MODELS)._for(SimpleNamespace(name="demo"))
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.MODELS else [])
+    installed = plugins.entry_points
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [point] if group == plugins.MODELS else installed(group=group),
+    )
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"
 

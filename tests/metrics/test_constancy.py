@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.bench.generated import GeneratedClips
 from vidgen.metrics.constancy import measure_constancy
 from vidgen.metrics.evaluate import Settings, evaluate
 from vidgen.metrics.sources import View
+from vidgen.shapes.bench.generated import GeneratedClips
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import Video
-from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 
 GREY = 0.2

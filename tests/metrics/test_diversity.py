@@ -11,7 +11,7 @@ import torch
 
 from vidgen.errors import InvalidArgumentError
 from vidgen.metrics import diversity
-from vidgen.video.synthetic import ShapesDataset
+from vidgen.shapes.synthetic import ShapesDataset
 
 
 def uniform(n, seed=0, dim=2):

@@ -21,10 +21,10 @@ from vidgen.metrics.pairs import Psnr
 from vidgen.metrics.protocol import ProtocolMismatchError
 from vidgen.metrics.score import Score
 from vidgen.metrics.sources import View, choose, open_videos
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import VideoWriter
 from vidgen.video.dataset import DataConfig
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
 
 VIEW = View(num_frames=4)
 SETTINGS = Settings(view=VIEW, batch_size=5)
@@ -432,7 +432,7 @@ def test_procedural_data_take_the_size_of_the_generated_videos(folders):
     score = one(
         evaluate(
             folders / "generated",
-            DataConfig(videos=30, seed=0),
+            DataConfig.of("shapes", videos=30, seed=0),
             metrics=["fvd"],
             extractors=[PixelExtractor()],
             settings=SETTINGS,

@@ -13,8 +13,8 @@ from vidgen.errors import InvalidArgumentError
 from vidgen.metrics.evaluate import Settings, evaluate
 from vidgen.metrics.extractors.clip import ClipExtractor, ClipModel, clipsim
 from vidgen.metrics.sources import View, open_videos
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 
 VIEW = View(num_frames=4)
 SETTINGS = Settings(view=VIEW, batch_size=5)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
 from vidgen.metrics import prompts
-from vidgen.video.phrases import parse_caption
-from vidgen.video.scene import COLOURS, MOTIONS, SHAPES
-from vidgen.video.synthetic import held_out_combinations
+from vidgen.shapes.phrases import parse_caption
+from vidgen.shapes.scene import COLOURS, MOTIONS, SHAPES
+from vidgen.shapes.synthetic import held_out_combinations
 
 
 @dataclass(frozen=True)

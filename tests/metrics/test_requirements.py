@@ -14,8 +14,8 @@ from vidgen.metrics.evaluate import Settings, evaluate
 from vidgen.metrics.extractors.clip import ClipExtractor, ClipModel
 from vidgen.metrics.protocol import ProtocolMismatchError
 from vidgen.metrics.sources import View
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 
 SETTINGS = Settings(view=View(num_frames=4), splits=1)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidgen.classifier import ShapesClassifier
 from vidgen.errors import InvalidArgumentError
 from vidgen.metrics.extractors import ShapesExtractor, ShapesFrameExtractor, shapes
+from vidgen.shapes.classifier import ShapesClassifier
 
 
 def classifier(seed: int = 0) -> ShapesClassifier:

@@ -11,10 +11,11 @@ import torch
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
 from vidgen.metrics import sources
 from vidgen.metrics.sources import View, choose, open_videos
+from vidgen.shapes.clips import ShapesClips
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import VideoWriter
-from vidgen.video.dataset import DataConfig, ShapesClips
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
+from vidgen.video.dataset import DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +165,7 @@ def test_procedural_data_at_a_rate():
 
 
 def test_procedural_data_by_config():
-    config = DataConfig(path="shapes", videos=6, size=16, seed=4, split="train", hold_out=0.1)
+    config = DataConfig.of("shapes", videos=6, size=16, seed=4, split="train", hold_out=0.1)
     found = open_videos(config, View(num_frames=3))
     data = ShapesDataset(6, num_frames=3, size=16, seed=4, hold_out=0.1)
     np.testing.assert_allclose(

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from fake_metrics import PixelExtractor
-from vidgen.classifier import ShapesClassifier
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics import specs
 from vidgen.metrics.extractors import shapes
 from vidgen.metrics.prompts import PromptCounter
+from vidgen.shapes.classifier import ShapesClassifier
 
 
 @pytest.fixture(scope="module")

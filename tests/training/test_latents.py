@@ -22,15 +22,15 @@ from torch import nn
 from temporal_codec import TemporalCodec
 from vidgen.codecs import FrameCodec, ImageCodec, PixelCodec
 from vidgen.errors import InvalidArgumentError, TrainingError
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.trainable import Stage
 from vidgen.training.batches import StepSampler, batches, micro_batches
 from vidgen.training.latents import LatentCache, LatentStore, codec_fingerprint
 from vidgen.video.clips import ClipDataset, ClipSample, ClipSubset
 from vidgen.video.dataset import DataConfig, VideoFolder, open_dataset
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
 
-SHAPES = DataConfig("shapes", clip_length=4, size=16, videos=5, frames=9, seed=3)
+SHAPES = DataConfig.of("shapes", clip_length=4, size=16, videos=5, frames=9, seed=3)
 KEYS = [bytes([i]) * 16 for i in range(8)]
 
 
@@ -169,7 +169,7 @@ def test_random_crops_are_encoded_by_the_strategy_each_time(videos, tmp_path, ca
 
 
 def test_both_sides_of_mirrored_clips_are_kept(tmp_path, monkeypatch):
-    config = DataConfig("shapes", clip_length=9, size=16, videos=5, frames=9, flip=True)
+    config = DataConfig.of("shapes", clip_length=9, size=16, videos=5, frames=9, flip=True)
     dataset, codec = open_dataset(config), Net()
     cache = LatentCache(tmp_path, codec)
     found = load(dataset, cache, steps=20)
@@ -310,7 +310,7 @@ def test_cold_warm_partial_and_no_usable_cache_train_to_the_same_weights(tmp_pat
 
 
 def test_a_codec_that_joins_frames_keeps_whole_clips(tmp_path, monkeypatch):
-    config = DataConfig("shapes", clip_length=9, size=16, videos=3, frames=11, seed=3)
+    config = DataConfig.of("shapes", clip_length=9, size=16, videos=3, frames=11, seed=3)
     dataset, codec = open_dataset(config), TemporalCodec().eval()
     cache = LatentCache(tmp_path, codec)
     for batch, plain in zip(load(dataset, cache), load(dataset, None), strict=True):

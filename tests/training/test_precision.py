@@ -14,8 +14,8 @@ from torch import nn
 from trainings import log, raw, trainer, weights
 
 from toy import ToyStage, toy
-from vidgen.bench.build import model_recipe
 from vidgen.errors import CheckpointError, InvalidArgumentError, TrainingError
+from vidgen.shapes.bench.build import model_recipe
 from vidgen.trainable import Loss, OptimizerGroup
 from vidgen.training import precision as precision_module
 from vidgen.training import trainer as trainer_module

@@ -19,7 +19,7 @@ from vidgen.training.run import RunFolder
 
 def opened(out: Path, data: dict, *, saved: bool = True) -> dict:
     """Open a run with changes to the recipe's data and return what it wrote; ``saved`` leaves a checkpoint."""
-    folder = RunFolder(out, replace(RECIPE, data=replace(RECIPE.data, **data)), resume=True)
+    folder = RunFolder(out, replace(RECIPE, data=RECIPE.data.changed(**data)), resume=True)
     if saved:
         folder.save(1, lambda _: None, 1)
     return json.loads((out / "recipe.json").read_text())

@@ -273,7 +273,7 @@ def test_checkpoints_say_how_far_the_training_is(tmp_path, monkeypatch):
 
 
 def test_data_are_named_without_their_place(tmp_path):
-    data = replace(RECIPE.data, videos=3)
+    data = RECIPE.data.changed(videos=3)
     run = Trainer(replace(RECIPE, data=data), tmp_path, strategy=toy(), progress=False, device="cpu")
     assert run._data == {"name": "shapes", "videos": 3}
 

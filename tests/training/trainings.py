@@ -17,7 +17,7 @@ from vidgen.video.dataset import ClipDataset, ClipSample, DataConfig
 RECIPE = Recipe(
     strategy="toy",
     model=ToyConfig(),
-    data=DataConfig(path="shapes", clip_length=4, size=16, videos=5, frames=8),
+    data=DataConfig.of("shapes", clip_length=4, size=16, videos=5, frames=8),
     training=TrainingConfig(
         steps=12,
         batch_size=4,

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.errors import InvalidArgumentError, VideoError
+from vidgen.shapes.clips import ShapesClips
+from vidgen.shapes.scene import MOTIONS
+from vidgen.shapes.story import ShapesStory
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video.clips import ClipDataset, ClipSample, ClipSubset, collate, split
-from vidgen.video.dataset import DataConfig, open_dataset, summarize
-from vidgen.video.scene import MOTIONS
-from vidgen.video.shapes_clips import ShapesClips
-from vidgen.video.story import ShapesStory
-from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 
 SOURCE = ShapesDataset(24, num_frames=100, size=32, objects=(1, 2), seed=7)
@@ -180,32 +179,6 @@ def test_a_part_of_a_split_never_replaces_from_the_other_part() -> None:
     for part in (train, held):
         assert {sample.index for sample in part} <= set(part.indices) - {0, 3, 6}
         assert part[1, 2].draw == 2
-
-
-def test_open_dataset_builds_the_procedural_data_of_a_config() -> None:
-    config = DataConfig("shapes", clip_length=4, size=32, videos=24, frames=100, objects=(1, 2), seed=7, fps=8)
-    clips = open_dataset(config)
-    assert torch.equal(clips[2, 3].clip, ShapesClips(SOURCE, 4, seed=7)[2, 3].clip)
-    story = open_dataset(DataConfig("story", videos=2, size=(16, 16)))
-    assert story[0].clip.shape == (3, 16, 16, 16)
-    assert story.source.num_frames == 480
-    facts = summarize(clips)
-    assert facts["seconds"] == 24 * 100 / 8
-    assert facts["captions"][0] == SOURCE.caption(0)
-    assert facts["classes"] == list(MOTIONS)
-
-
-def test_bad_configs() -> None:
-    for config, words in (
-        (DataConfig(clip_length=0), "clip_length=0"),
-        (DataConfig(frames=10), "spans 16 frames"),
-        (DataConfig(size=(32, 64)), "square"),
-        (DataConfig("story", hold_out=0.1), "hold_out"),
-    ):
-        with pytest.raises(InvalidArgumentError, match=words):
-            open_dataset(config)
-    with pytest.raises(UnknownNameError, match="split"):
-        open_dataset(DataConfig(split="val"))
 
 
 def test_texts_are_all_captions_a_clip_can_have() -> None:

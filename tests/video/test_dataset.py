@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VideoError
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.story import ShapesStory
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import folder as folder_module
 from vidgen.video.clips import split
 from vidgen.video.dataset import DataConfig, VideoFolder, open_dataset, summarize
-from vidgen.video.export import write_folder
-from vidgen.video.story import ShapesStory
-from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.transforms import to_clip
 from vidgen.video.writer import VideoWriter
 
@@ -178,7 +178,7 @@ def test_crops_and_mirroring_show_the_columns_they_should(tmp_path: Path) -> Non
 SCRIPT = """
 import hashlib, sys
 from vidgen.video.dataset import DataConfig, open_dataset
-data = open_dataset(DataConfig(sys.argv[1], clip_length=4, crop="random", flip=True, size=48,
+data = open_dataset(DataConfig.of(sys.argv[1], clip_length=4, crop="random", flip=True, size=48,
                                captions="none"), progress=False)
 state = hashlib.sha256()
 for key in [(4, 2), (0, 9), (1, 1)]:
@@ -189,7 +189,7 @@ print(state.hexdigest())
 
 
 def test_another_process_reads_the_same_in_another_order(shapes: Path) -> None:
-    config = DataConfig(str(shapes), clip_length=4, crop="random", flip=True, size=48, captions="none")
+    config = DataConfig.of(str(shapes), clip_length=4, crop="random", flip=True, size=48, captions="none")
     data = open_dataset(config, progress=False)
     samples = {key: data[key] for key in [(1, 1), (4, 2), (0, 9)]}
     state = hashlib.sha256()

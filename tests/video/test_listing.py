@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from vidgen.errors import VideoError
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video import folder as folder_module
 from vidgen.video.dataset import DataConfig, VideoFolder, open_dataset
-from vidgen.video.export import write_folder
 from vidgen.video.listing import find_videos
-from vidgen.video.synthetic import ShapesDataset
 
 
 @pytest.fixture(autouse=True)

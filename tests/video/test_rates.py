@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
+from vidgen.shapes.export import write_folder
+from vidgen.shapes.synthetic import ShapesDataset
 from vidgen.video.dataset import VideoFolder
-from vidgen.video.export import write_folder
-from vidgen.video.synthetic import ShapesDataset
 from vidgen.video.writer import VideoWriter
 
 

@@ -19,6 +19,7 @@ from vidgen.checkpoint.folder import readable, replaced_folder, settled, writabl
 from vidgen.checkpoint.index import INDEX, read_index, training_record, write_index
 from vidgen.checkpoint.scheduler import SCHEDULER, load_schedulers, save_schedulers
 from vidgen.checkpoint.source import locate
+from vidgen.codecs import codec_class
 from vidgen.components import (
     Reference,
     component_hash,
@@ -30,6 +31,7 @@ from vidgen.components import (
 )
 from vidgen.devices import checked_device
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError, VidgenError, shown
+from vidgen.networks import network_of_class
 from vidgen.paths import expanded
 from vidgen.strategy import Strategy
 from vidgen.trainable import Trainable
@@ -255,6 +257,10 @@ def _load_component(
     checkpoint: Path, name: str, kinds: tuple[type, ...], folder: Path, wanted: Any
 ) -> nn.Module:
     kind: Any = next((kind for kind in kinds if kind.__name__ == wanted), None)
+    if kind is None and isinstance(wanted, str):
+        # A plug-in's, where the strategy takes any of a kind.
+        found = codec_class(wanted) or network_of_class(wanted)
+        kind = found if found is not None and issubclass(found, kinds) else None
     if kind is None:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise CheckpointError(

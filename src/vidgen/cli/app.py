@@ -12,8 +12,8 @@ from vidgen.cli.data import data
 from vidgen.cli.eval import eval_
 from vidgen.cli.exits import exits
 from vidgen.cli.generate import generate
-from vidgen.cli.models import models
 from vidgen.cli.options import Quiet, Verbose
+from vidgen.cli.program import Program
 from vidgen.cli.show import info, list_
 from vidgen.cli.train import train
 
@@ -21,6 +21,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="vidgen",
+    cls=Program,
     help="Video diffusion strategies: train them, sample them, compare them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,7 +33,6 @@ app.command()(exits(info))
 app.command("list")(exits(list_))
 app.command("eval")(exits(eval_))
 app.add_typer(data, name="data")
-app.add_typer(models, name="models")
 
 
 def _version(asked: bool) -> None:

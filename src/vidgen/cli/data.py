@@ -11,8 +11,8 @@ import typer
 
 from vidgen.cli import logs
 from vidgen.cli.exits import exits
-from vidgen.cli.options import check_data
-from vidgen.errors import InvalidArgumentError, UnknownNameError
+from vidgen.cli.options import dataset_names
+from vidgen.errors import InvalidArgumentError
 
 __all__ = ["data"]
 
@@ -24,7 +24,9 @@ data = typer.Typer(
 @data.command("make")
 @exits
 def make(
-    kind: Annotated[str, typer.Argument(help="`shapes` or `story`.")],
+    kind: Annotated[
+        str, typer.Argument(help="Which dataset, see `vidgen list`.", autocompletion=dataset_names)
+    ],
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     count: Annotated[int, typer.Option(help="How many videos.")] = 16,
     num_frames: Annotated[int | None, typer.Option(help="Frames of each.")] = None,
@@ -32,26 +34,25 @@ def make(
     fps: Annotated[float, typer.Option(help="Frames per second.")] = 8.0,
     seed: Annotated[int, typer.Option(help="Other videos with another seed.")] = 0,
 ) -> None:
-    """Write procedural videos as H.264 files with captions and ground truth."""
-    from vidgen.video.dataset import PROCEDURAL, DataConfig, procedural
-    from vidgen.video.export import write_folder
+    """Write a dataset that is made on the fly as video files with captions."""
+    from vidgen import plugins
+    from vidgen.video.dataset import DataConfig, source_of
 
-    if kind not in PROCEDURAL:
-        raise UnknownNameError("kind of data", kind, PROCEDURAL)
+    plugins.check(plugins.DATASETS, kind)
     if not 0 < fps < math.inf:
         raise InvalidArgumentError(f"--fps is {fps}; expected a number above 0.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InvalidArgumentError(f"{folder} is there and not an empty folder; give a new one.")
-    config = DataConfig(path=kind, size=size, fps=fps, seed=seed, videos=count, frames=num_frames)
-    write_folder(procedural(config), folder, progress=not logs.is_quiet())
+    config = DataConfig(kind, size=size, fps=fps, seed=seed)
+    source_of(kind).make(config, folder, count=count, num_frames=num_frames, progress=not logs.is_quiet())
     typer.echo(f"{count} videos in {folder}")
 
 
 def _summary(folder: str) -> dict[str, Any]:
-    check_data(folder)
-    from vidgen.video.dataset import DataConfig, open_dataset, summarize
+    from vidgen.video.dataset import DataConfig, check_data, open_dataset, summarize
 
-    return summarize(open_dataset(DataConfig(path=folder, clip_length=1), progress=not logs.is_quiet()))
+    check_data(folder)
+    return summarize(open_dataset(DataConfig(folder, clip_length=1), progress=not logs.is_quiet()))
 
 
 @data.command("index")
@@ -66,6 +67,10 @@ def index(folder: Annotated[str, typer.Argument(help="A folder of videos.")]) ->
 
 @data.command("inspect")
 @exits
-def inspect(folder: Annotated[str, typer.Argument(help="A folder of videos, `shapes` or `story`.")]) -> None:
+def inspect(
+    folder: Annotated[
+        str, typer.Argument(help="A folder of videos, or a dataset's name.", autocompletion=dataset_names)
+    ],
+) -> None:
     """Print what a folder holds, as JSON."""
     typer.echo(json.dumps(_summary(folder), indent=2, default=str))

@@ -9,7 +9,6 @@ import typer
 
 from vidgen import plugins
 from vidgen.errors import InvalidArgumentError, VidgenError
-from vidgen.paths import expanded
 
 __all__ = [
     "Assignments",
@@ -20,7 +19,7 @@ __all__ = [
     "StrategyName",
     "Verbose",
     "by_level",
-    "check_data",
+    "dataset_names",
     "model_names",
     "recipe_names",
     "recipes_of_name",
@@ -59,6 +58,11 @@ def strategy_and_model_names() -> list[str]:
     return [*_names(plugins.STRATEGIES), *model_names()]
 
 
+def dataset_names() -> list[str]:
+    """Return the registered datasets; folders are completed by the shell itself."""
+    return _names(plugins.DATASETS)
+
+
 def recipe_names() -> list[str]:
     """Return all recipes by their whole names."""
     return _names(plugins.RECIPES)
@@ -85,21 +89,6 @@ Quiet = Annotated[
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more of what happens.")
 ]
-
-
-def check_data(path: str) -> None:
-    """Refuse what is no data to read.
-
-    Raises:
-        InvalidArgumentError: ``path`` is no folder, and no procedural data either.
-    """
-    from vidgen.video.dataset import PROCEDURAL
-
-    if path not in PROCEDURAL and not expanded(path).is_dir():
-        what = "is no folder" if expanded(path).exists() else "does not exist"
-        raise InvalidArgumentError(
-            f"{path} was given as data and {what}; expected a folder of videos, or {' or '.join(PROCEDURAL)}."
-        )
 
 
 def span(text: str | None, option: str) -> range | None:

@@ -19,11 +19,13 @@ _SHOWN = 40  # words or classes
 
 
 def list_(as_json: Json = False) -> None:
-    """List strategies, recipes and bundled models, with the package each comes from."""
+    """List strategies, recipes, bundled models, datasets and networks, with the package each comes from."""
     found = {
         "strategies": plugins.available(plugins.STRATEGIES),
         "recipes": plugins.available(plugins.RECIPES),
         "models": plugins.available(plugins.MODELS),
+        "datasets": plugins.available(plugins.DATASETS),
+        "networks": plugins.available(plugins.NETWORKS),
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -13,7 +13,7 @@ import typer
 
 from vidgen import plugins
 from vidgen.cli import logs
-from vidgen.cli.options import Assignments, Device, Quiet, RecipeName, StrategyName, Verbose, check_data
+from vidgen.cli.options import Assignments, Device, Quiet, RecipeName, StrategyName, Verbose, dataset_names
 
 if TYPE_CHECKING:
     from vidgen.training import Trainer
@@ -28,7 +28,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there goes on.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of videos, or `shapes` or `story`; default: the recipe's, `shapes`."),
+        typer.Option(
+            help="Folder of videos, or the name of a dataset (`vidgen list`); default: the recipe's.",
+            autocompletion=dataset_names,
+        ),
     ] = None,
     recipe: RecipeName = "tiny",
     assignments: Assignments = None,
@@ -47,8 +50,10 @@ def train(
     chosen = configs.override(
         plugins.load_recipe(strategy, recipe), changes if data is None else [f"data.path={data}", *changes]
     )
-    check_data(chosen.data.path)
     from vidgen.training import Trainer, resolve
+    from vidgen.video.dataset import check_data
+
+    check_data(chosen.data.path)
 
     if dry_run:
         resolved = resolve(chosen, progress=not logs.is_quiet())

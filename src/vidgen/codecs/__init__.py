@@ -5,6 +5,7 @@ from vidgen.codecs.images import ImageCodec
 from vidgen.codecs.layouts import is_layout
 from vidgen.codecs.pixels import PixelCodec, measure
 from vidgen.codecs.pretrained import load_codec
+from vidgen.codecs.registry import codec_class
 from vidgen.codecs.vae import VaeCodec
 from vidgen.codecs.videos import VideoCodec
 
@@ -16,6 +17,7 @@ __all__ = [
     "PixelCodec",
     "VaeCodec",
     "VideoCodec",
+    "codec_class",
     "is_layout",
     "load_codec",
     "measure",

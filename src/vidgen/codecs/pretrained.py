@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -14,23 +13,15 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from vidgen import plugins
 from vidgen.codecs.base import Codec
 from vidgen.codecs.files import CONFIG, class_name, read_module
-from vidgen.codecs.images import ImageCodec
 from vidgen.codecs.layouts import is_layout, untrained_codec
-from vidgen.codecs.pixels import PixelCodec
+from vidgen.codecs.registry import codec_for
 from vidgen.codecs.vae import SETTINGS
-from vidgen.codecs.videos import VideoCodec
 from vidgen.components import INDEX, find_component, is_reference
-from vidgen.errors import CheckpointError, UnknownNameError
+from vidgen.errors import CheckpointError
 from vidgen.paths import expanded
 from vidgen.weights import WEIGHTS, newest_model
 
 __all__ = ["load_codec"]
-
-KINDS: dict[str, Any] = {
-    "PixelCodec": PixelCodec,
-    **{vae.__name__: codec for codec in (ImageCodec, VideoCodec) for vae in codec.vae_classes},
-}
-"""The codec for each class that a configuration may name."""
 
 PARTS = ("", "vae", "codec")
 """Where a VAE lies in what may be given: its own folder, a diffusers pipeline's, a checkpoint of vidgen's."""
@@ -42,7 +33,7 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
     Args:
         source: a folder saved by diffusers or by a codec's ``save_pretrained``, the folder of a
             diffusers pipeline (its ``vae`` is taken), of a checkpoint or a training run (its
-            ``codec``), the name of a bundled model such as ``"shapes/codec"``, or a hub id such as
+            ``codec``), the name of a bundled model, or a hub id such as
             ``"owner/name"``, of which only the VAE's JSON files and safetensors are fetched; or
             ``"layout:kl-f8"``, an untrained VAE of a published layout, for costs.
         subfolder: the folder in ``source`` that holds the VAE.
@@ -56,10 +47,7 @@ def load_codec(source: str | Path, subfolder: str | None = None) -> Codec:
     if isinstance(source, str) and is_layout(source):
         return untrained_codec(source)
     folder = _folder(source, subfolder)
-    name = class_name(folder)
-    if name not in KINDS:
-        raise UnknownNameError("VAE class", name, KINDS)
-    kind = KINDS[name]
+    kind = codec_for(class_name(folder))
     codec: Codec
     codec = read_module(folder, [kind]) if issubclass(kind, ModelMixin) else kind.from_pretrained(folder)
     return codec

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vidgen.codecs import ImageCodec, PixelCodec, VideoCodec
+from vidgen.codecs import Codec
 from vidgen.conditioning import ClassEncoder, Conditioning, OpenClipTextEncoder, VocabularyEncoder
 from vidgen.denoising.config import ClipConfig
 from vidgen.denoising.level import DenoisingLevel
@@ -41,7 +41,7 @@ class DenoisingStrategy(Strategy):
 
     Config: ClassVar[type] = ClipConfig
     component_types: ClassVar[dict[str, tuple[type, ...]]] = {
-        "codec": (PixelCodec, ImageCodec, VideoCodec),
+        "codec": (Codec,),
         "text_encoder": (VocabularyEncoder, ClassEncoder, OpenClipTextEncoder),
     }
     """What ``ClipConfig`` builds; a subclass adds its networks: ``{**component_types, "network": (...,)}``."""

@@ -48,7 +48,7 @@ class Judge:
 
     Attributes:
         name: part of every key.
-        read: videos in [-1, 1] to logits and positions, see ``vidgen.classifier``'s ``Reading``.
+        read: videos in [-1, 1] to logits and positions, see ``vidgen.shapes.classifier``'s ``Reading``.
         fingerprint: name and weights in plain JSON values.
         motion_frames: frames of a clip from which on it tells motions apart; in shorter ones shape and colour
             alone are judged.

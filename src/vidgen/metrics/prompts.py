@@ -1,6 +1,6 @@
 """Whether videos show what their captions say: shape, colour and motion, read by a classifier.
 
-The captions are those of the shapes data (``vidgen.video.phrases``), and so is what the bundled classifier
+The captions are those of the shapes data (``vidgen.shapes.phrases``), and so is what the bundled classifier
 can read. Single frames (``f = 1``) have no motion: shape and colour are judged alone.
 """
 
@@ -17,11 +17,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
+from vidgen.shapes.phrases import describe, parse_caption
+from vidgen.shapes.scene import COLOURS, MOTIONS, SHAPES, ShapeSpec
+from vidgen.shapes.synthetic import held_out_combinations
 from vidgen.video.checks import check_name
 from vidgen.video.draws import Draws
-from vidgen.video.phrases import describe, parse_caption
-from vidgen.video.scene import COLOURS, MOTIONS, SHAPES, ShapeSpec
-from vidgen.video.synthetic import held_out_combinations
 
 __all__ = [
     "ATTRIBUTES",
@@ -174,7 +174,7 @@ def prompt_accuracy(
     """Read videos (batch after batch, with the captions of each) and compare with their captions.
 
     Args:
-        classifier: such as ``vidgen.classifier``'s; it is given each batch as it is, or, where it has a
+        classifier: such as ``vidgen.shapes.classifier``'s; it is given each batch as it is, or, where it has a
             method ``read_images``, the pictures of a batch of single frames.
         clips: pixels in [-1, 1]; batches of one frame are judged by shape and colour.
         captions: one for each video of a batch.

@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vidgen import plugins
 from vidgen.errors import InvalidArgumentError, VideoError, VideoNotFoundError
 from vidgen.paths import expanded
 from vidgen.video.checks import check_name
 from vidgen.video.clips import ClipDataset, ClipSample
-from vidgen.video.dataset import PROCEDURAL, DataConfig, open_dataset
+from vidgen.video.dataset import DataConfig, is_registered, open_dataset
 from vidgen.video.draws import Draws, digest
 from vidgen.video.folder import VideoFolder
 from vidgen.video.index import FrameIndex
@@ -212,17 +213,18 @@ def open_videos(
     if isinstance(source, ClipDataset):
         return _DatasetVideos(source, view, "dataset", choose(len(source), videos, seed))
     if not isinstance(source, DataConfig):
-        source = DataConfig(
-            path=os.fspath(source),
-            captions=captions,
-            split="test",
-            videos=videos or NUM_DRAWN,
-            cache_dir=cache_dir,
-        )
-    if source.path in PROCEDURAL:
+        source = _config(os.fspath(source), captions, videos, cache_dir)
+    if is_registered(source.path):
         data = open_dataset(_procedural(source, view), progress=progress)
         return _DatasetVideos(data, view, source.path, choose(len(data), videos, seed))
     return _FolderVideos(source, view, videos, seed, progress, skip_short)
+
+
+def _config(path: str, captions: str, videos: int | None, cache_dir: str | None) -> DataConfig:
+    """Return the config of what a word or a path names: of a dataset with such options, other videos of it."""
+    config = DataConfig(path, cache_dir=cache_dir)
+    options = {"captions": captions, "split": "test", "videos": videos or NUM_DRAWN}
+    return config.changed(**{k: value for k, value in options.items() if hasattr(config.options, k)})
 
 
 def _procedural(config: DataConfig, view: View) -> DataConfig:
@@ -237,7 +239,8 @@ def _procedural(config: DataConfig, view: View) -> DataConfig:
             )
     reach = (view.num_frames - 1) * stride + 1
     size = view.size or config.size
-    return replace(config, clip_length=view.num_frames, frames=reach, stride=stride, size=size, flip=False)
+    frames = {"frames": reach} if hasattr(config.options, "frames") else {}
+    return config.changed(clip_length=view.num_frames, stride=stride, size=size, flip=False, **frames)
 
 
 def check_there(source: Source) -> None:
@@ -250,14 +253,14 @@ def check_there(source: Source) -> None:
         return
     path = expanded(source.path if isinstance(source, DataConfig) else source)
     if not path.exists():
-        known = " or ".join(sorted(PROCEDURAL))
-        raise VideoNotFoundError(f"{path} does not exist. Give a folder of videos, or {known}.")
+        known = "".join(f", or {name}" for name in plugins.available(plugins.DATASETS))
+        raise VideoNotFoundError(f"{path} does not exist. Give a folder of videos{known}.")
 
 
 def is_procedural(source: Source) -> bool:
     """Say whether ``source`` is drawn, at whatever size is asked for."""
     path = source.path if isinstance(source, DataConfig) else source
-    return isinstance(path, str) and path in PROCEDURAL
+    return isinstance(path, str) and is_registered(path)
 
 
 def choose(count: int, videos: int | None, seed: int) -> list[int]:
@@ -336,7 +339,7 @@ class _FolderVideos(VideoSet):
         folder = VideoFolder(
             self.root,
             clip_length=1,
-            captions="none" if source.captions == METADATA else source.captions,
+            captions="none" if source.options.captions == METADATA else source.options.captions,
             cache_dir=source.cache_dir,
             progress=progress,
         )
@@ -352,7 +355,7 @@ class _FolderVideos(VideoSet):
         self.size = view.pixels or self._one_size()
         self.names = tuple(PurePosixPath(file).with_suffix("").as_posix() for file in self.files)
         self.rates = tuple(sorted({record.fps for record in self.records.values()}))
-        self.captions = self._captions(folder, source.captions)
+        self.captions = self._captions(folder, source.options.captions)
         self.contents = tuple(self.records[file].key for file in self.files)
 
     def clip(self, index: int) -> Float[Tensor, "3 f h w"]:

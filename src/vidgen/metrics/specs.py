@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.classifier import ShapesClassifier, load_classifier
 from vidgen.config import read_json
 from vidgen.errors import CheckpointError, InvalidArgumentError, UnknownNameError
 from vidgen.metrics.extractors import (
@@ -28,6 +27,7 @@ from vidgen.metrics.extractors.shapes import MOTION_FRAMES
 from vidgen.metrics.features import FeatureExtractor
 from vidgen.metrics.meters import Judge
 from vidgen.paths import expanded
+from vidgen.shapes.classifier import ShapesClassifier, load_classifier
 from vidgen.weights import weight_hash
 
 __all__ = ["KINDS", "open_extractor", "shapes_judge"]

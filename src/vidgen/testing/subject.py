@@ -227,8 +227,14 @@ def subject_of(
 def _shapes(defaults: Defaults, seed: int) -> DataConfig:
     """Return shapes data like what the strategy makes by default."""
     size, frames = max(_SMALLEST, defaults.height, defaults.width), defaults.num_frames
-    return DataConfig(
-        clip_length=frames, size=size, fps=defaults.fps, videos=8, frames=max(16, 2 * frames), seed=seed
+    return DataConfig.of(
+        "shapes",
+        clip_length=frames,
+        size=size,
+        fps=defaults.fps,
+        videos=8,
+        frames=max(16, 2 * frames),
+        seed=seed,
     )
 
 

@@ -37,7 +37,7 @@ from vidgen.recipe import Recipe
 from vidgen.training import lock
 from vidgen.training.precision import Kind
 from vidgen.training.state import load_state, progress_of
-from vidgen.video.dataset import PROCEDURAL
+from vidgen.video.dataset import DataConfig, is_registered
 
 __all__ = ["RunFolder", "begun_precision"]
 
@@ -320,7 +320,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _completed(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return a kept recipe with the fields that came after it was written, at what they are by default."""
     filled = dict(found)
-    for part in ("model", "data", "training"):
+    if isinstance(found.get("data"), Mapping):
+        filled["data"] = configs.to_dict(configs.from_dict(DataConfig, found["data"], where="data."))
+    for part in ("model", "training"):
         kind, kept = type(getattr(recipe, part)), found.get(part)
         fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
         plain = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
@@ -330,5 +332,5 @@ def _completed(found: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def _resolved(path: str) -> str:
-    """Return the one name of a folder that has many; procedural data has its own."""
-    return path if path in PROCEDURAL else str(expanded(path).resolve())
+    """Return the one name of a folder that has many; registered data has its own."""
+    return path if not path or is_registered(path) else str(expanded(path).resolve())

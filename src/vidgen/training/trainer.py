@@ -34,7 +34,7 @@ from vidgen.training.settings import check_training
 from vidgen.training.state import Progress, restoring, save_state
 from vidgen.training.trackers import Tracker, VideoTracker, check_trackers, open_trackers
 from vidgen.training.validation import Validation, hold_out
-from vidgen.video.dataset import PROCEDURAL, ClipDataset, DataConfig, open_dataset
+from vidgen.video.dataset import ClipDataset, DataConfig, is_registered, open_dataset
 
 __all__ = ["Trainer", "resolve", "train"]
 
@@ -390,7 +390,7 @@ def _data_record(config: DataConfig, own: ClipDataset | None, count: int) -> dic
     """Return in plain values what is trained on; of a folder its name alone, since checkpoints are shared."""
     if own is not None:
         return {"name": type(own).__name__, "videos": count}
-    name = config.path if config.path in PROCEDURAL else expanded(config.path).resolve().name
+    name = config.path if is_registered(config.path) else expanded(config.path).resolve().name
     return {"name": name, "videos": count}
 
 

@@ -161,7 +161,7 @@ def drawn(clips: torch.Tensor, size: int, seed: int) -> tuple[torch.Tensor, torc
 
 
 def test_trained_on_shapes_that_move_one_way_it_scores_swapped_frames_lower() -> None:
-    data = open_dataset(DataConfig(clip_length=8, frames=8, size=16, videos=1000, seed=7))
+    data = open_dataset(DataConfig.of("shapes", clip_length=8, frames=8, size=16, videos=1000, seed=7))
     right = [i for i in range(len(data)) if "moves right" in data.source.caption(i)][:96]
     clips = collate([data[i] for i in right]).clip
     torch.manual_seed(0)

@@ -182,7 +182,7 @@ def inflated(saved, **changes):
     return checkpoint.build(VDM, VDM.prepare(config, open_dataset(CLIPS)), seed=7)
 
 
-CLIPS = DataConfig(clip_length=4, size=16, videos=4)
+CLIPS = DataConfig.of("shapes", clip_length=4, size=16, videos=4)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def test_training_lowers_the_loss_and_makes_a_model_to_start_from(tmp_path):
     recipe = Recipe(
         "ldm",
         replace(PIXELS, prediction_type="sample"),
-        DataConfig(clip_length=1, size=16, videos=16),
+        DataConfig.of("shapes", clip_length=1, size=16, videos=16),
         TrainingConfig(steps=40, batch_size=8, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9),
     )
     folder = Trainer(recipe, tmp_path / "run", progress=False, device="cpu").run() / "model"

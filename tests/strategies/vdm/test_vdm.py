@@ -135,7 +135,7 @@ def test_negative_prompt_and_guidance_scale_reach_the_result():
 
 
 def test_min_snr_changes_the_weight_of_the_loss():
-    dataset = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+    dataset = open_dataset(DataConfig.of("shapes", clip_length=6, size=16, videos=4))
     batch = collate([dataset[i] for i in range(3)])
     losses = []
     for gamma in (None, 1e9, 0.5):
@@ -178,7 +178,7 @@ def test_single_frames_are_the_first_or_any():
 def test_loss_is_on_new_frames_only_and_noise_is_the_priors():
     strategy = build(prior=Decomposed(lam=0.9), mask_past=1.0, mask_random=0.0, drop_text=1.0)
     (stage,) = strategy.stages()
-    dataset = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+    dataset = open_dataset(DataConfig.of("shapes", clip_length=6, size=16, videos=4))
     batch = collate([dataset[i] for i in range(3)])
     step = TrainingStep(seed=5, stage=stage.name, index=2, samples=(0, 1, 2))
     seen = {}
@@ -218,7 +218,7 @@ def test_pins_and_batches_do_not_change_each_other():
 
 
 def test_gradient_does_not_depend_on_how_the_batch_is_cut():
-    dataset = open_dataset(DataConfig(clip_length=6, size=16, videos=4))
+    dataset = open_dataset(DataConfig.of("shapes", clip_length=6, size=16, videos=4))
     batch = collate([dataset[i] for i in range(4)])
     gradients = []
     for size in (4, 1):
@@ -273,7 +273,7 @@ def test_training_lowers_the_loss_and_takes_words_and_statistics_from_the_data(t
     recipe = Recipe(
         "vdm",
         replace(CONFIG, words=(), pixel_mean=None, pixel_std=None),
-        DataConfig(clip_length=6, size=16, videos=8),
+        DataConfig.of("shapes", clip_length=6, size=16, videos=8),
         TrainingConfig(steps=60, batch_size=4, learning_rate=5e-3, warmup_steps=5, log_every=10, ema_decay=0.9),
     )
     trainer = Trainer(recipe, tmp_path, progress=False, device="cpu")

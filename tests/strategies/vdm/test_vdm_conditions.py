@@ -62,7 +62,7 @@ def test_trains_and_samples_in_the_latents_of_a_vae(kind, tmp_path):
     recipe = Recipe(
         "vdm",
         config,
-        DataConfig(clip_length=frames, size=16, videos=4),
+        DataConfig.of("shapes", clip_length=frames, size=16, videos=4),
         TrainingConfig(steps=2, batch_size=2, ema_decay=None),
     )
     trainer = Trainer(recipe, tmp_path / "run", progress=False, device="cpu")
@@ -90,7 +90,7 @@ def test_trains_and_samples_in_the_latents_of_a_vae(kind, tmp_path):
 
 
 def test_class_labels_are_prompts(tmp_path):
-    data = DataConfig(clip_length=6, size=16, videos=4)
+    data = DataConfig.of("shapes", clip_length=6, size=16, videos=4)
     recipe = Recipe(
         "vdm", replace(CONFIG, text="classes", words=()), data, TrainingConfig(steps=2, batch_size=4)
     )

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vidgen.classifier import ShapesClassifier, load_classifier
 from vidgen.metrics.extractors.base import NetworkExtractor
 from vidgen.metrics.extractors.preprocessing import Preprocessing
+from vidgen.shapes.classifier import ShapesClassifier, load_classifier
 from vidgen.weights import weight_hash
 
 __all__ = ["ShapesExtractor", "ShapesFrameExtractor"]

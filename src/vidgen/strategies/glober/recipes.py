@@ -1,4 +1,4 @@
-"""Named recipes of GLOBER: the paper's, and those of the shapes data."""
+"""Named recipes of GLOBER: the paper's, and a small one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from vidgen.strategies.glober.config import GLOBERConfig
 from vidgen.video.dataset import DataConfig
 
 __all__ = [
-    "shapes",
     "sky_128_frames",
     "sky_256",
     "taichi_128",
@@ -20,22 +19,16 @@ __all__ = [
 ]
 
 
-_ON_SHAPES = GLOBERConfig(
-    generator_pooled_text=True,
-    cra_order=False,  # shapes move alike forwards and backwards
-    cra_balance=True,
-    cra_weight=0.002,
-    initial_std=0.14,
-)
-"""What recipes of the shapes data have in common."""
-
-
 def tiny() -> Recipe:
     """Minutes on two CPU cores: 32 x 32 clips of 16 frames, every part there."""
     return Recipe(
         strategy="glober",
-        model=replace(
-            _ON_SHAPES,
+        model=GLOBERConfig(
+            generator_pooled_text=True,
+            cra_order=False,  # shapes move alike forwards and backwards
+            cra_balance=True,
+            cra_weight=0.002,
+            initial_std=0.14,
             patch=4,
             widths=(32, 64),
             head_dim=16,
@@ -57,7 +50,7 @@ def tiny() -> Recipe:
             guidance_scale=2.0,
             global_guidance_scale=2.0,
         ),
-        data=DataConfig(clip_length=16, size=32),
+        data=DataConfig("shapes", clip_length=16, size=32),
         training=TrainingConfig(
             steps=800,
             batch_size=16,
@@ -70,60 +63,12 @@ def tiny() -> Recipe:
     )
 
 
-def shapes() -> Recipe:
-    """The bundled ``shapes/glober``: 16 frames of 64 x 64, decoded by the image model ``shapes/ldm``."""
-    return Recipe(
-        strategy="glober",
-        model=replace(
-            _ON_SHAPES,
-            pretrained="shapes/ldm",
-            # Small objects are a pixel or two of the latents: at half their resolution v learnt more slowly.
-            encoder_widths=(96,),
-            encoder_blocks=2,
-            encoder_head_dim=32,
-            index_channels=64,
-            index_dim=192,
-            branch_layers=2,
-            encoder_warmup_steps=4000,
-            noise_bias=1.0,  # little noise says nothing of v: the frame is seen
-            generator_width=128,
-            generator_depth=6,
-            generator_heads=4,
-            discriminator_width=32,
-            discriminator_multipliers=(1, 2),
-            cra_warmup_steps=1000,
-            drop_text=0.1,
-            # The prompt says what v says: always right, the decoder took colours and shapes from it alone. A
-            # prompt of which nothing agrees with v is another clip's; one that agrees may help with the rest.
-            drop_text_frames=0.3,
-            wrong_text_frames=0.5,
-            train_text=False,
-            guidance_scale=4.0,  # of frames
-            global_guidance_scale=3.0,
-            num_inference_steps=25,
-        ),
-        data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
-        training=TrainingConfig(
-            steps=10_000,
-            batch_size=16,
-            learning_rate=1e-3,
-            lr_schedule="cosine",
-            warmup_steps=200,
-            ema_decay=0.999,
-            mixed_precision="auto",
-            cache_latents=True,
-            checkpoint_every=500,
-            log_every=50,
-        ),
-    )
-
-
 def ucf101_256() -> Recipe:
     """UCF-101 at 256 x 256, 16 frames (GLOBER section 4.1, Table 11).
 
     Here on 8 GPUs, with 40 clips each in the first stage and 32 in the second. Its captions are the classes'
-    names, or "A video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for Stable Diffusion 1's UNet,
-    ``--set pretrained=FOLDER``.
+    names, or "A video of a person" for all. Name trained parts: ``--set codec=VAE`` and, for the UNet of
+    Stable Diffusion 1, ``--set pretrained=FOLDER``.
     """
     return Recipe(
         strategy="glober",

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vidgen.codecs import ImageCodec, PixelCodec
+from vidgen.codecs import FrameCodec
 from vidgen.conditioning import Conditioning, clip_of
 from vidgen.denoising import DenoisingStrategy
 from vidgen.errors import InvalidArgumentError, PlanError
@@ -48,7 +48,7 @@ class GLOBER(DenoisingStrategy):
     Config = GLOBERConfig
     component_types: ClassVar[dict[str, tuple[type, ...]]] = {
         **DenoisingStrategy.component_types,
-        "codec": (PixelCodec, ImageCodec),  # every frame has its own latent
+        "codec": (FrameCodec,),  # every frame has its own latent
         "unet": (UNet2DConditionModel,),
         "branch": (GlobalBranch,),
         "index": (IndexEmbedding,),

@@ -8,13 +8,17 @@ pretrained ones, and equals it frame by frame until the first step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.errors import InvalidArgumentError
-from vidgen.nn import Inflation, TemporalLayers, checkpoint
+from vidgen.networks import ClipDenoiser
+from vidgen.nn import Inflation, TemporalLayers, build_unet, checkpoint
 from vidgen.nn.unet import check_takes_time_and_tokens, times_per_frame, token_width
 from vidgen.tensors import KnownMask, Latents, Tokens
 
@@ -24,7 +28,7 @@ MASK_CHANNELS = 1
 """Input channels, after those of the latents, that mark given frames."""
 
 
-class VideoUNet(nn.Module):
+class VideoUNet(ClipDenoiser):
     """A 2D UNet and its temporal layers as one denoiser of clips, with given frames.
 
     A given frame enters clean, at timestep 0, marked in the UNet's last input channel. Wrap and
@@ -39,12 +43,28 @@ class VideoUNet(nn.Module):
             that a video denoiser is not given (class labels, added embeddings).
     """
 
+    part_types: ClassVar[Mapping[str, type[Any]]] = {"unet": UNet2DConditionModel, "temporal": TemporalLayers}
+
     def __init__(self, unet: UNet2DConditionModel, temporal: TemporalLayers | None = None) -> None:
         super().__init__()
         check_takes_time_and_tokens(unet)
         self.unet = unet
         self.temporal = TemporalLayers.beside(unet) if temporal is None else temporal
         self.inflation = Inflation(self.unet, self.temporal)
+
+    @classmethod
+    def create(
+        cls, channels: int, size: int, token_width: int, *, joint_middle: bool = False, **settings: Any
+    ) -> VideoUNet:
+        """Return a fresh network; ``settings`` are those of ``nn.build_unet``.
+
+        Args:
+            channels, size, token_width: see ``ClipDenoiser.create``.
+            joint_middle: attend over all pixels of all frames together in the middle block.
+        """
+        unet = build_unet(channels + MASK_CHANNELS, channels, size, cross_attention_dim=token_width, **settings)
+        head_dim = settings.get("head_dim", 32)
+        return cls(unet, TemporalLayers.beside(unet, head_dim=head_dim, joint_middle=joint_middle))
 
     @property
     def latent_channels(self) -> int:

@@ -6,7 +6,7 @@ from vidgen.recipe import Recipe, TrainingConfig
 from vidgen.strategies.vdm.config import VDMConfig
 from vidgen.video.dataset import DataConfig
 
-__all__ = ["medium", "shapes", "small", "tiny"]
+__all__ = ["medium", "small", "tiny"]
 
 
 def tiny() -> Recipe:
@@ -23,7 +23,7 @@ def tiny() -> Recipe:
             # A patch has more numbers than the network is wide: clean pixels pass through it, noise does not.
             prediction_type="sample",
         ),
-        data=DataConfig(clip_length=16, size=32),
+        data=DataConfig("shapes", clip_length=16, size=32),
         training=TrainingConfig(
             steps=800,
             batch_size=8,
@@ -41,7 +41,7 @@ def small() -> Recipe:
     return Recipe(
         strategy="vdm",
         model=VDMConfig(patch=4, widths=(96, 192), layers_per_block=2, head_dim=32, text_width=128),
-        data=DataConfig(clip_length=16, size=64),
+        data=DataConfig("shapes", clip_length=16, size=64),
         training=TrainingConfig(steps=20000, batch_size=16, learning_rate=3e-4, warmup_steps=500),
     )
 
@@ -65,7 +65,7 @@ def medium() -> Recipe:
             guidance_scale=2.0,
             prediction_type="sample",  # as in tiny
         ),
-        data=DataConfig(clip_length=16, size=256),
+        data=DataConfig("shapes", clip_length=16, size=256),
         training=TrainingConfig(
             steps=3000,
             batch_size=8,
@@ -75,39 +75,5 @@ def medium() -> Recipe:
             warmup_steps=100,
             ema_decay=0.995,
             checkpoint_every=250,
-        ),
-    )
-
-
-def shapes() -> Recipe:
-    """The bundled ``shapes/vdm``: 16 frames of 64 x 64, inflated from the image model ``shapes/ldm``."""
-    return Recipe(
-        strategy="vdm",
-        model=VDMConfig(
-            pretrained="shapes/ldm",
-            head_dim=16,
-            drop_text=0.1,
-            mask_past=0.15,
-            mask_random=0.0,
-            # Uniform noise levels and few given frames taught the axis of a motion and not its direction, which
-            # is decided at high noise, where little is to be gained: told where the object is, much is.
-            first_frame_steps=1500,
-            mask_single=0.3,
-            noise_bias=1.0,
-            guidance_scale=2.0,
-            num_inference_steps=25,
-        ),
-        data=DataConfig(clip_length=16, frames=16, size=64, videos=8192, hold_out=0.1),
-        training=TrainingConfig(
-            steps=9000,
-            batch_size=16,
-            learning_rate=1e-3,
-            lr_schedule="cosine",
-            warmup_steps=200,
-            ema_decay=0.999,
-            mixed_precision="auto",
-            cache_latents=True,
-            checkpoint_every=500,
-            log_every=50,
         ),
     )
