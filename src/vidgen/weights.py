@@ -154,11 +154,14 @@ def take_weights(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -
 
 
 def _check_kinds(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse whole or complex numbers for real ones, say, which PyTorch would cast without a word."""
+    """Refuse whole or complex numbers for real ones, say, which PyTorch would cast without a word.
+
+    A counter may be stored as a real number, as it is where all of a checkpoint has one dtype.
+    """
     wrong = {
         name: (weights[name].dtype, value.dtype)
         for name, value in _values(module).items()
-        if name in weights and _kind(weights[name]) != _kind(value)
+        if name in weights and not _is_kind(weights[name], value)
     }
     if wrong:
         name, (given, expected) = next(iter(wrong.items()))
@@ -169,8 +172,13 @@ def _check_kinds(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -
         )
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
+def _is_kind(given: Tensor, wanted: Tensor) -> bool:
+    if wanted.is_floating_point() or wanted.is_complex() or given.is_complex():
+        return (
+            given.is_floating_point() == wanted.is_floating_point()
+            and given.is_complex() == wanted.is_complex()
+        )
+    return not given.is_floating_point() or given.is_meta or bool((given == given.round()).all())
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:

@@ -261,3 +261,18 @@ def test_weights_of_another_precision_are_taken(folder, dtype):
     loaded = load(folder).strategy.modules["unet"].state_dict()
     assert saved
     assert all(torch.equal(loaded[name], value.float()) for name, value in saved.items())
+
+
+def test_a_counter_may_be_stored_as_a_real_number_but_no_fraction(tmp_path):
+    """A bundled model has one dtype throughout, its batch norms' counters too."""
+    module = torch.nn.BatchNorm1d(2)
+    module.num_batches_tracked += 7
+    for stored, fits in ((torch.tensor(7.0).half(), True), (torch.tensor(7.5), False)):
+        write_tensors(tmp_path / WEIGHTS, {**module.state_dict(), "num_batches_tracked": stored})
+        fresh = torch.nn.BatchNorm1d(2)
+        if fits:
+            load_weights(fresh, tmp_path / WEIGHTS)
+            assert fresh.num_batches_tracked == 7
+        else:
+            with pytest.raises(CheckpointError, match="num_batches_tracked"):
+                load_weights(fresh, tmp_path / WEIGHTS)
