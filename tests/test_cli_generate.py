@@ -42,8 +42,8 @@ class Recorder:
 def recorder(monkeypatch):
     sampler = Recorder()
 
-    def load(source, *, device, repositories=()):
-        sampler.source = source
+    def load(source, *, device, repositories=(), strategy=None):
+        sampler.source, sampler.strategy = source, strategy
         return sampler
 
     monkeypatch.setattr("vidgen.sampling.load", load)
@@ -54,7 +54,7 @@ def recorder(monkeypatch):
 def generating(monkeypatch):
     """A sampler that really generates, small and untrained."""
 
-    def load(source, *, device, repositories=()):
+    def load(source, *, device, repositories=(), strategy=None):
         return Sampler(toy())
 
     monkeypatch.setattr("vidgen.sampling.load", load)
@@ -88,9 +88,46 @@ def test_sources_are_handed_on_as_they_are(recorder, source):
 
 def test_nothing_is_handed_on_that_was_not_asked_for(recorder):
     run("generate", "runs/demo", "red", "--steps", 3, "--num-videos", 2)
-    common = {"prompt": ["red"], "negative_prompt": "", "out": Path("video.mp4"), "eta": 0.0}
+    common = {"prompt": ["red"], "negative_prompt": "", "out": Path("video.mp4")}
     common |= {"paste_given": True, "overwrite": False}
     assert recorder.arguments == {**common, "num_inference_steps": 3, "num_videos_per_prompt": 2}
+
+
+def test_settings_of_all_levels_or_of_single_ones(recorder):
+    run("generate", "x", "--guidance-scale", 3, "--steps", 4, "--scheduler", "UniPC", "--eta", "0.5")
+    given = recorder.arguments
+    assert [given[name] for name in ("guidance_scale", "num_inference_steps", "scheduler", "eta")] == [
+        3.0,
+        4,
+        "UniPC",
+        0.5,
+    ]
+    levels = ("--guidance-scale", "global=3", "--guidance-scale", "video=1.5", "--steps", "video=20")
+    run("generate", "x", *levels, "--scheduler", "global=DDIM")
+    assert recorder.arguments["guidance_scale"] == {"global": 3.0, "video": 1.5}
+    assert recorder.arguments["num_inference_steps"] == {"video": 20}
+    assert recorder.arguments["scheduler"] == {"global": "DDIM"}
+    assert "eta" not in recorder.arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "many"), "--num-inference-steps was given 'many'; expected a whole number"),
+        (("--steps", "video=2.5"), "'video=2.5'; expected a whole number"),
+        (("--guidance-scale", "global="), "'global='; expected a number"),
+        (("--guidance-scale", "3", "--guidance-scale", "global=2"), "for all levels and for global too"),
+        (("--eta", "video=0", "--eta", "video=1"), "--eta is given twice for level 'video'"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused(recorder, arguments, message):
+    assert message in run("generate", "x", *arguments, code=2).stderr.replace("\n", " ")
+
+
+def test_another_strategy_is_handed_on(recorder):
+    run("generate", "shapes/vdm", "--strategy", "freenoise")
+    assert recorder.strategy == "freenoise"
+    assert "strategy" not in recorder.arguments
 
 
 def test_given_pictures(recorder, files):

@@ -55,6 +55,20 @@ def roll(n: int, context: int, new: int) -> Plan:
     return autoregressive(n, context + new, context)
 
 
+def rooted_chunks(n: int, window: int) -> Plan:
+    """Chunks behind a root."""
+    return rooted(chunks(n, window), "global")
+
+
+def handed_on(n: int, window: int) -> Plan:
+    """Chunks that each leave a state for the next one, which also sees the last frame before its own."""
+    plan, calls = chunks(n, window), []
+    for number, each in enumerate(plan.calls):
+        before = (("state", number - 1), ("video", each.frames[0] - 1)) if number else ()
+        calls.append(replace(each, given=before, emits=(*each.emits, ("state", number))))
+    return Plan(tuple(calls), (Level("state", len(calls), 1, state=True), *plan.levels))
+
+
 def recipes() -> st.SearchStrategy[tuple[Callable[..., Plan], tuple[int, ...]]]:
     """Functions and arguments of plans of many sizes."""
     sizes, few = st.integers(1, 60), st.integers(1, 6)
@@ -63,7 +77,9 @@ def recipes() -> st.SearchStrategy[tuple[Callable[..., Plan], tuple[int, ...]]]:
         st.tuples(st.just(roll), st.tuples(sizes, few, few)),
         st.tuples(st.just(tree), st.tuples(sizes, st.integers(3, 7))),
         st.tuples(st.just(keyframes), st.tuples(sizes, st.just(9))),
-        st.tuples(st.just(chunks), st.tuples(sizes, few, st.sampled_from([None, "global"]))),
+        st.tuples(st.just(chunks), st.tuples(sizes, few)),
+        st.tuples(st.just(rooted_chunks), st.tuples(sizes, few)),
+        st.tuples(st.just(handed_on), st.tuples(sizes, few)),
         st.tuples(st.just(grow), st.tuples(few, few, st.integers(0, 4))),
     )
 
@@ -99,9 +115,20 @@ BROKEN = {
         {"calls": (GOOD[0], replace(GOOD[1], given=GOOD[1].given * 2))},
         r"'b' is given slot \('video', 2\) twice",
     ),
-    "given off its frames": (
-        {"calls": (GOOD[0], replace(GOOD[1], frames=(3,)))},
-        "'b' is given slot.*not among its frames",
+    "of a state level": (
+        {"levels": (Level("s", 4, 4, state=True), VIDEO), "calls": (replace(GOOD[0], level="s"), GOOD[1])},
+        "'a' is of level 's', which is a state",
+    ),
+    "a state twice": (
+        {
+            "levels": (Level("s", 4, 4, state=True), VIDEO),
+            "calls": (replace(GOOD[0], emits=(*GOOD[0].emits, ("s", 0), ("s", 1))), GOOD[1]),
+        },
+        "'a' emits two slots of state 's'",
+    ),
+    "a state as the video": (
+        {"levels": (VIDEO, Level("s", 4, 4, state=True))},
+        "last level 's' is a state",
     ),
     "emits off its frames": (
         {"calls": (replace(GOOD[0], frames=(0, 1)), GOOD[1])},

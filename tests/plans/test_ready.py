@@ -187,11 +187,11 @@ def test_chunks(num_frames: int, window: int):
     plain = chunks(num_frames, window)
     assert counts(plain) == (ceil(num_frames / window), 1)
     assert [f for call in plain.calls for f in call.frames] == list(range(num_frames))
-    rooted = rooted(chunks(num_frames, window), "global")
-    assert counts(rooted) == (1 + ceil(num_frames / window), 2)
-    assert rooted.calls[0].emits == (("global", 0),)
-    assert {call.given for call in rooted.calls[1:]} == {(("global", 0),)}
-    assert [call.frames for call in rooted.calls[1:]] == [call.frames for call in plain.calls]
+    plan = rooted(chunks(num_frames, window), "global")
+    assert counts(plan) == (1 + ceil(num_frames / window), 2)
+    assert plan.calls[0].emits == (("global", 0),)
+    assert {call.given for call in plan.calls[1:]} == {(("global", 0),)}
+    assert [call.frames for call in plan.calls[1:]] == [call.frames for call in plain.calls]
 
 
 WRONG = {
@@ -213,7 +213,7 @@ WRONG = {
     "empty tree window": (lambda: tree(1, 0), "window=0"),
     "no chunk": (lambda: chunks(5, 0), "window=0"),
     "no chunk length": (lambda: chunks(0, 5), "num_frames=0"),
-    "root is the video": (lambda: rooted(chunks(5, 5), "video"), "'video' is defined twice"),
+    "root is the video": (lambda: rooted(chunks(5, 5), "video"), "has a level 'video' already"),
     "empty cascade": (lambda: cascade([]), "without levels"),
     "first too long": (lambda: cascade([CascadeLevel("a", 9, 8)]), "made in one call"),
     "first has a factor": (lambda: cascade([CascadeLevel("a", 8, 8, 2)]), "time_factor=2"),

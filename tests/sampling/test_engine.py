@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toy import toy
+from toy import ToyLevel, toy
 from vidgen.plans import Call, Level, Plan, chunks, rooted
 from vidgen.plans.call import call_id
 from vidgen.sampling import Sampler
@@ -22,20 +22,21 @@ def limited(monkeypatch):
     """A sampler whose strategy fails where a batch has more frames than a limit, and what it was asked."""
     sampler = Sampler(toy())
     sampler.set_progress_bar_config(disable=True)
-    strategy, asked = sampler.strategy, []
+    level, asked = sampler.strategy.levels["video"], []
 
     def limit(frames, message=MESSAGE, apart=False):
-        answer = type(strategy).answer
+        answer = level.answer
 
-        def answering(self, call, solve, start, cond):
-            asked.append((start.shape[0], start.shape[2]))
-            if start.shape[0] * start.shape[2] > frames:
+        def answering(batch):
+            length = len(batch.calls[0].frames)
+            asked.append((len(batch), length))
+            if len(batch) * length > frames:
                 raise torch.OutOfMemoryError(message)
-            return answer(self, call, solve, start, cond)
+            return answer(batch)
 
-        monkeypatch.setattr(type(strategy), "answer", answering)
+        monkeypatch.setattr(level, "answer", answering)
         if apart:
-            monkeypatch.setattr(type(strategy), "halves", lambda self, call: call.halves())
+            monkeypatch.setattr(level, "halves", lambda call: call.halves())
 
     return sampler, limit, asked
 
@@ -72,20 +73,16 @@ def test_what_does_not_fit_is_answered_in_halves_and_remembered(limited, caplog,
 def test_memory_that_runs_out_later_is_counted_once(limited, monkeypatch):
     sampler, _, asked = limited
     whole = latents(sampler)
-    steps, denoiser = bars(sampler, monkeypatch), sampler.strategy.denoiser
+    steps, level = bars(sampler, monkeypatch), sampler.strategy.levels["video"]
+    network = level.denoise
 
-    def limited_denoiser(call):
-        network = denoiser(call)
+    def denoise(x_t, t, cond):
+        asked.append(int(t.flatten()[0]))
+        if x_t.shape[0] > 3 and len(asked) == 3:  # in the third step
+            raise torch.OutOfMemoryError(MESSAGE)
+        return network(x_t, t, cond)
 
-        def denoise(x_t, t, cond):
-            asked.append(int(t.flatten()[0]))
-            if x_t.shape[0] > 3 and len(asked) == 3:  # in the third step
-                raise torch.OutOfMemoryError(MESSAGE)
-            return network(x_t, t, cond)
-
-        return denoise
-
-    monkeypatch.setattr(sampler.strategy, "denoiser", limited_denoiser)
+    monkeypatch.setattr(level, "denoise", denoise)
     torch.testing.assert_close(latents(sampler, batch_size=6), whole, rtol=0, atol=1e-5)
     assert asked[0] == asked[3]  # from the start again
     assert steps.n == steps.total
@@ -95,22 +92,22 @@ def test_every_level_has_a_memory_of_its_own(limited, monkeypatch):
     sampler, _, asked = limited
     plan = rooted(chunks(12, 6), "global")
     whole = latents(sampler, plan=plan)
-    answer = type(sampler.strategy).answer
+    answer = ToyLevel.answer
 
-    def answering(self, call, solve, start, cond):
-        asked.append((call.level, start.shape[0], start.shape[2]))
-        if call.level == "global" and start.shape[0] > 1:
+    def answering(self, batch):
+        asked.append((self.name, len(batch), len(batch.calls[0].frames)))
+        if self.name == "global" and len(batch) > 1:
             raise torch.OutOfMemoryError(MESSAGE)
-        return answer(self, call, solve, start, cond)
+        return answer(self, batch)
 
-    monkeypatch.setattr(type(sampler.strategy), "answer", answering)
+    monkeypatch.setattr(ToyLevel, "answer", answering)
     torch.testing.assert_close(latents(sampler, plan=plan, batch_size=4), whole, rtol=0, atol=1e-5)
     assert asked == [("global", 2, 1), ("global", 1, 1), ("global", 1, 1), ("video", 4, 6)]
 
 
 def test_what_lies_past_the_end_is_left_out_of_the_parts(limited, monkeypatch):
     sampler, limit, asked = limited
-    sampler.strategy.denoiser = lambda call: lambda x_t, t, cond: torch.zeros_like(x_t)
+    sampler.strategy.levels["video"].denoise = lambda x_t, t, cond: torch.zeros_like(x_t)
     calls = tuple(
         Call(call_id("video", frames), "video", tuple(frames), (), tuple(("video", i) for i in frames))
         for frames in (range(4), range(4, 8))
@@ -127,9 +124,11 @@ def test_a_call_is_parted_where_the_strategy_says_so(limited, monkeypatch):
     sampler, limit, asked = limited
     shared = {"plan": chunks(12, 5), "batch_size": 1}
     # The toy's network mixes the frames of a call, so the noise alone can be compared.
-    seen = []
-    sampler.strategy.denoiser = lambda call: lambda x_t, t, cond: seen.append(call.id) or torch.zeros_like(x_t)
-    whole, steps = latents(sampler, **shared), len(seen)
+    seen, evaluated, level = [], [], sampler.strategy.levels["video"]
+    level.denoise = lambda x_t, t, cond: evaluated.append(1) or torch.zeros_like(x_t)
+    answer = level.answer
+    level.answer = lambda batch: seen.extend(call.id for call in batch.calls) or answer(batch)
+    whole, steps = latents(sampler, **shared), len(evaluated)
     seen.clear()
     limit(2, apart=True)
     bar = bars(sampler, monkeypatch)

@@ -216,6 +216,7 @@ def test_pixels_that_the_mask_leaves_are_held(sampler):
 
 def test_held_pixels_are_noised_to_every_step(sampler):
     strategy, seen = sampler.strategy, []
+    diffusion = strategy.levels["video"].diffusion
     network = strategy.modules["network"]
     forward = network.forward
     network.forward = lambda x, t, *rest: seen.append((x, t)) or forward(x, t, *rest)
@@ -223,10 +224,10 @@ def test_held_pixels_are_noised_to_every_step(sampler):
     mask[:, 4:] = True
     sampler("a", seed=0, num_frames=8, video=CLIP[:8], mask=mask)
     clean = strategy.codec.encode(torch.from_numpy(CLIP[:8]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
-    start = (seen[0][0] - strategy.diffusion.coefficients(seen[0][1], clean).signal * clean)[..., :2, :]
-    noise = start / strategy.diffusion.coefficients(seen[0][1], clean).noise
+    start = (seen[0][0] - diffusion.coefficients(seen[0][1], clean).signal * clean)[..., :2, :]
+    noise = start / diffusion.coefficients(seen[0][1], clean).noise
     for x, t in seen:
-        k = strategy.diffusion.coefficients(t, clean)
+        k = diffusion.coefficients(t, clean)
         torch.testing.assert_close(
             x[..., :2, :], k.signal * clean[..., :2, :] + k.noise * noise, atol=1e-4, rtol=0
         )
@@ -249,7 +250,7 @@ def test_strength_starts_from_the_noised_video(sampler):
 def test_weak_strength_keeps_more_of_the_video():
     # A network that hands back what it sees: what remains of the video is what the noise left.
     strategy = toy()
-    strategy.denoiser = lambda call: lambda x, t, cond: x
+    strategy.levels["video"].denoise = lambda x, t, cond: x
     sampler = Sampler(strategy)
     sampler.set_progress_bar_config(disable=True)
     far = [
@@ -295,8 +296,8 @@ def test_work_folder_tells_given_videos_apart(sampler, tmp_path):
 
 
 def test_one_pass_strategies_refuse_what_needs_steps(sampler):
-    sampler.strategy.answer = lambda call, solve, start, cond: start
-    with pytest.raises(InvalidArgumentError, match="in one pass, without a solver"):
+    sampler.strategy.levels["video"].answer = lambda batch: batch.noise()
+    with pytest.raises(InvalidArgumentError, match="without its solver"):
         frames(sampler, video=CLIP[:8], strength=0.5)
     frames(sampler, video=CLIP[:8], mask=[i > 3 for i in range(8)])  # whole frames are conditions
 

@@ -251,7 +251,8 @@ def test_another_prior_than_trained_is_used_and_said(sampler, caplog, tmp_path):
     assert torch.equal(sampler("a", noise_prior=prior, **asked).frames, made)
     start = prior.sample(range(8), (12, 4, 4), NoiseKey(5, "start", "video"))
     assert torch.equal(seen[0][0], start)
-    sampler.strategy.prior = prior
+    for level in sampler.strategy.levels.values():
+        level.prior = prior
     caplog.clear()
     assert torch.equal(sampler("a", **asked).frames, made)
     assert torch.equal(sampler("a", noise_prior=prior, **asked).frames, made)
@@ -276,7 +277,7 @@ def test_results_and_samplers_are_described_in_short(sampler, tmp_path):
     assert "v.gif, seeds 3)" in repr(written)
     assert written._repr_html_().count("<video ") == 1
     assert repr(sampler) == (
-        "Sampler(toy, 0.00422 million parameters, 8 frames of 8 x 8 at 4 fps, DDIMScheduler, on cpu)"
+        "Sampler(toy, 0.00422 million parameters, 8 frames of 8 x 8 at 4 fps, DDIMScheduler, 4 steps, on cpu)"
     )
     table = sampler._repr_html_()
     assert table.count("<tr>") == 4 + 3

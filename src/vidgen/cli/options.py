@@ -133,7 +133,6 @@ def by_level(texts: list[str] | None, flag: str, kind: Callable[[str], Any]) -> 
                 f"{flag} was given {text!r}; expected a {name}, or LEVEL={name}."
             ) from None
     if "" in found and len(found) > 1:
-        raise InvalidArgumentError(
-            f"{flag} is given for all levels and for {[n for n in found if n]}; give one kind."
-        )
+        levels = ", ".join(name for name in found if name)
+        raise InvalidArgumentError(f"{flag} is given for all levels and for {levels} too; give one of the two.")
     return found.get("", found) if found else None

@@ -121,7 +121,7 @@ class Plan:
         """The video frames that a call contributes to the result, in the order it emits them."""
         if call.level != self.video.name:
             return ()
-        return tuple(frame for _, frame in call.emits if frame in self._wanted)
+        return tuple(frame for level, frame in call.emits if level == call.level and frame in self._wanted)
 
     def waves(self) -> tuple[tuple[Call, ...], ...]:
         """Calls grouped by the longest path that leads to them; one wave may run at once."""

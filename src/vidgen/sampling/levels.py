@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidgen.errors import InvalidArgumentError, UnknownNameError
@@ -44,7 +44,21 @@ def settings_of(
     for name, model in strategy.levels.items():
         own = {argument: _for_level(given[argument], name) for argument in BY_LEVEL}
         found[name] = _settings(model, own, prior)
+    if prior is not None:
+        _warn_of(prior, [model.prior for model in strategy.levels.values()])
     return found
+
+
+def _warn_of(prior: NoisePrior, trained: Sequence[NoisePrior]) -> None:
+    """Say if a level was trained on another noise prior."""
+    other = next((own for own in trained if own != prior), None)
+    if other is not None:
+        logger.warning(
+            "the noise prior is %s, and the model was trained on %s: what it makes of other noise may be "
+            "worse. Leave noise_prior out to sample as it was trained.",
+            prior.to_dict(),
+            other.to_dict(),
+        )
 
 
 def _for_level(value: Any, level: str) -> Any:
@@ -61,13 +75,6 @@ def _settings(model: LevelModel, own: Mapping[str, Any], prior: NoisePrior | Non
     if not math.isfinite(scale):
         raise InvalidArgumentError(
             f"guidance_scale of level {model.name!r} is {scale}; expected a finite number."
-        )
-    if prior is not None and prior != usual.prior:
-        logger.warning(
-            "the noise prior is %s, and the model was trained on %s: what it makes of other noise may be "
-            "worse. Leave noise_prior out to sample as it was trained.",
-            prior.to_dict(),
-            usual.prior.to_dict(),
         )
     return LevelSettings(
         diffusion,
