@@ -169,6 +169,8 @@ def _decides(config: Any, assignment: str) -> bool:
         *parents, leaf = _find(config, assignment.partition("=")[0].strip())[0].split(".")
     except (InvalidArgumentError, UnknownNameError):  # a name of the class to come, perhaps
         return False
+    if parents and parents[0] in _mappings(config):
+        return False
     for parent in parents:
         config = getattr(config, parent)
     return any("decides" in field.metadata for field in dataclasses.fields(config) if field.name == leaf)

@@ -180,13 +180,13 @@ def test_stages_that_others_build_on_are_not_extended(tmp_path):
     recipe = (tmp_path / "recipe.json").read_text()
     for steps in (3, 6):
         with pytest.raises(
-            RunFolderError, match=rf"first 1 stage\(s\) took 4 steps .* is {steps} now.*give steps=4"
+            RunFolderError, match=rf"first 1 stage\(s\) took 4 steps; .* {steps} now.*give the same steps"
         ):
             trainer(tmp_path, toy(stages=2), steps=steps)
     assert (tmp_path / "recipe.json").read_text() == recipe
     assert trainer(tmp_path, toy(stages=2), steps=4).run().name == "step-00000008"
     trainer(tmp_path / "one", steps=5).run()
-    with pytest.raises(RunFolderError, match=r"has taken 5 steps; training.steps is 4"):
+    with pytest.raises(RunFolderError, match=r"has taken 5 steps; the recipe gives 4"):
         trainer(tmp_path / "one", steps=4)
 
 

@@ -61,7 +61,7 @@ def ldm() -> Recipe:
         strategy="ldm",
         model=LDMConfig(
             codec="shapes/codec",
-            widths=(48, 80),
+            widths=(64, 96),
             head_dim=16,
             text_width=64,
             drop_text=0.1,

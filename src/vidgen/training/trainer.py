@@ -94,6 +94,8 @@ class Trainer:
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
         self.processes = Processes(device)
+        for stage in strategy.stages():
+            share_of(recipe.training_of(stage.name).batch_size, self.processes.world)
         out = expanded(out)
         self.config = self._settled(out)
         self.recipe = replace(recipe, training=self.config)
@@ -123,7 +125,6 @@ class Trainer:
         for stage in stages:
             own = self.recipe.training_of(stage.name)
             check_training(own)
-            share_of(own.batch_size, self.processes.world)
             check_stage(self.strategy, stage, own)
             if self.processes.world > 1:
                 for name in stage.components:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from vidgen import config as configs
 from vidgen import plugins
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
+from vidgen.paths import expanded
 from vidgen.video.clips import ClipBatch, ClipDataset, ClipSample, ClipSubset, ClipView, collate, split
 from vidgen.video.folder import VideoFolder
 
