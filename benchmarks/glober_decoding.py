@@ -107,7 +107,7 @@ def length(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     sampler = sampler_of(strategy)
     plan = rooted(chunks(frames, args.chunk or frames), GLOBAL)
     ask = {"num_inference_steps": args.steps, "seed": 0, "num_frames": frames, "output_type": "latent"}
-    v = torch.zeros(strategy.video_encoder.global_shape)
+    v = torch.zeros(strategy.modules["video_encoder"].global_shape)
     before = peak_megabytes(args.device)
     whole = seconds(lambda: sampler("a circle", plan=plan, **ask), args.device, args.repeats)
     alone = seconds(
@@ -140,11 +140,13 @@ def branch(args: argparse.Namespace) -> dict[str, Any]:
     x = torch.zeros(1, c, frames, h, w, device=device, dtype=strategy.dtype)
     t, tokens = torch.full((1,), 500, device=device), strategy.text_encoder.encode(["a circle"])
     tokens = tokens.to(strategy.dtype)
-    v = torch.zeros(1, *strategy.video_encoder.global_shape, device=device)
-    vectors = strategy.index(torch.arange(frames, device=device) / frames)[None]
-    kept = strategy.decoder.features(v, vectors, (h, w))
-    cached = seconds(lambda: strategy.decoder(x, t, tokens, kept), args.device, 3 * args.repeats)
-    again = seconds(lambda: strategy.decoder(x, t, tokens, v=v, index=vectors), args.device, 3 * args.repeats)
+    v = torch.zeros(1, *strategy.modules["video_encoder"].global_shape, device=device)
+    vectors = strategy.modules["index"](torch.arange(frames, device=device) / frames)[None]
+    kept = strategy.frames_level.decoder.features(v, vectors, (h, w))
+    cached = seconds(lambda: strategy.frames_level.decoder(x, t, tokens, kept), args.device, 3 * args.repeats)
+    again = seconds(
+        lambda: strategy.frames_level.decoder(x, t, tokens, v=v, index=vectors), args.device, 3 * args.repeats
+    )
     return {"cached_seconds": cached, "recomputed_seconds": again, "ratio": round(again / cached, 4)}
 
 

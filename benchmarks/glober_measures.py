@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vidgen.conditioning import Conditioning
+from vidgen.level_model import CallBatch
 from vidgen.metrics.distances import frechet_distance
 from vidgen.metrics.prompts import expected_spec, prompt_set
 from vidgen.metrics.statistics import Statistics
-from vidgen.noise import NoiseKey
 from vidgen.plans import chunks, rooted
 from vidgen.request import Canvas, Request
 from vidgen.shapes.classifier import ShapesClassifier
@@ -80,22 +80,19 @@ def decode(
     """Pixels ``b 3 f h w`` of frames ``0/frames, 1/frames, ...`` of each ``v``, as the sampler makes them."""
     _, call = rooted(chunks(frames, frames), GLOBAL).calls
     height, width = strategy.config.sample_size
+    level, levels = strategy.frames_level, {name: m.settings() for name, m in strategy.levels.items()}
+    levels[level.name] = replace(levels[level.name], guidance_scale=scale, num_inference_steps=steps)
     found = []
     for start in range(0, len(v), BATCH):
-        conds, noise = [], []
-        for i in range(start, min(start + BATCH, len(v))):
-            request = Request(prompts[i], "", i, frames, height, width, 8.0, scale, strategy.Options())
-            conds.append(strategy.condition(call, Canvas({(GLOBAL, 0): v[i]}), request))
-            shape = strategy.slot_shape(call, request)
-            noise.append(strategy.prior.sample(call.frames, shape, NoiseKey(i, "start", call.level)))
-        latents = strategy.diffusion.solve(
-            strategy.denoiser(call),
-            torch.stack(noise).to(strategy.device),
-            Conditioning.collate(conds).to(strategy.device),
-            num_inference_steps=steps,
-            step_noise=lambda _: torch.empty(0),  # DDIM draws none
-        )
-        found.append(strategy.codec.decode(latents).float().cpu())
+        rows = range(start, min(start + BATCH, len(v)))
+        requests = tuple(Request(prompts[i], "", i, frames, height, width, 8.0, levels) for i in rows)
+        conds = [
+            level.condition(call, Canvas({(GLOBAL, 0): v[i]}), request)
+            for i, request in zip(rows, requests, strict=True)
+        ]
+        cond = Conditioning.collate(conds).to(strategy.device)
+        batch = CallBatch(level, (call,) * len(rows), requests, cond, strategy.device)
+        found.append(strategy.codec.decode(level.answer(batch)).float().cpu())
     return torch.cat(found)
 
 

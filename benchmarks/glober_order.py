@@ -28,6 +28,7 @@ from vidgen.strategies.glober.cra import (
     discriminator_pairs,
     judge,
     pair_weights,
+    timestep_gate,
 )
 from vidgen.strategies.glober.stages import AutoencoderStage
 from vidgen.trainable import TrainingStep
@@ -54,8 +55,11 @@ def pairs(strategy: GLOBER, clips: ClipBatch, seed: int, rows: Tensor) -> tuple[
     """Two frames of each clip, the decoder's estimates of them, and their gates."""
     with torch.no_grad():
         step = TrainingStep(seed, "autoencoder", 0, tuple(range(len(rows))))
-        found = AutoencoderStage(strategy).decoded(clips.select(rows.tolist()), step)
-    return found.clean, found.estimate, found.gates
+        stage = AutoencoderStage(strategy, strategy.config)
+        example = stage.example(clips.select(rows.tolist()), step)
+        found, process = stage.denoised(example, step), stage.level.process
+        estimate = process.clean_estimate(found.prediction, found.x_t, found.t)
+    return example.clean, estimate, timestep_gate(process, found.t, strategy.config.cra_gate)
 
 
 def batches(strategy: GLOBER, clips: ClipBatch, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -55,7 +55,7 @@ def guided_origin(strategy: Any, judge: Any, given: measures.Clips, steps: int) 
     }
 
 
-def sampled(strategy: Any, number: int, steps: int, **options: float) -> tuple[Tensor, list[str]]:
+def sampled(strategy: Any, number: int, steps: int, **options: Any) -> tuple[Tensor, list[str]]:
     """Videos of prompts, each of a seed of its own, the same ones whatever the model."""
     prompts = prompt_set(number, 0.1, "trained")
     sampler = Sampler(strategy)
@@ -85,7 +85,7 @@ def of_v(
     """Samples for every guidance scale of ``v`` (GLOBER table 8); the same seeds for all."""
     rows = []
     for scale in scales:
-        videos, prompts = sampled(strategy, len(given.clips), steps, global_guidance_scale=scale)
+        videos, prompts = sampled(strategy, len(given.clips), steps, guidance_scale={"global": scale})
         rows.append(
             {
                 "global_guidance": scale,

@@ -11,11 +11,13 @@ from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from toy import levels_of
 from vidgen import checkpoint
 from vidgen import config as configs
 from vidgen.conditioning import Conditioning
 from vidgen.denoising import (
     ClipConfig,
+    DenoisingLevel,
     DenoisingStage,
     DenoisingStrategy,
     GivenFrames,
@@ -26,6 +28,7 @@ from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey, Progressive
 from vidgen.plans import all_at_once, autoregressive, chunks, keyframes
 from vidgen.request import Canvas, Request
+from vidgen.sampling import Sampler
 from vidgen.strategies.vdm import VDM, VDMConfig
 from vidgen.trainable import TrainingStep
 from vidgen.training.batches import micro_batches
@@ -78,25 +81,39 @@ def small(**changes):
     return checkpoint.build(Small, Small.prepare(SmallConfig(**changes), DATA))
 
 
+class Shown(DenoisingStage):
+    """Learns from a part of each clip, some frames of which are given."""
+
+    def __init__(self, *arguments, given=None, frames=slice(None), weight=None, numbers=None, **options):
+        super().__init__(*arguments, **options)
+        self.given, self.frames, self.weight, self.numbers = given, frames, weight, numbers
+
+    def example(self, batch, step):
+        found = super().example(batch, step)
+        clean = found.clean[:, :, self.frames]
+        given = self.given.draw(step, *clean.shape[:3:2]) if isinstance(self.given, GivenFrames) else self.given
+        return replace(found, clean=clean, given=given, weight=self.weight, frames=self.numbers)
+
+
 def step_of(stage, index=0):
     return TrainingStep(seed=5, stage=stage.name, index=index, samples=(0, 1, 2, 3))
 
 
 def old_vdm_loss(strategy, batch, step):
     """The baseline's loss as it was written before there was a stage to share, word for word."""
-    config = strategy.config
+    config, level = strategy.config, strategy.levels["video"]
     clean = strategy.latents(batch)
-    t = strategy.diffusion.sample_timesteps(step.uniform("timestep")).to(clean.device)
-    noise = step.noise(strategy.prior, clean)
+    t = level.diffusion.sample_timesteps(step.uniform("timestep")).to(clean.device)
+    noise = step.noise(level.prior, clean)
     uniform = torch.stack([step.uniforms(i, "known", clean.shape[2] + 2) for i in range(len(batch))])
     known = sample_known(uniform, clean.shape[2], config.mask_past, config.mask_random).to(clean.device)
     drops = (step.uniform("drop") < config.drop_text).tolist()
     texts = ["" if drop else text for text, drop in zip(batch.captions, drops, strict=True)]
-    x_t = strategy.diffusion.noised(clean, noise, t)
+    x_t = level.diffusion.noised(clean, noise, t)
     prediction = strategy.network(x_t, t, strategy.text_encoder.encode(texts), known, clean)
-    error = (prediction.float() - strategy.diffusion.target(clean, noise, t)) ** 2
+    error = (prediction.float() - level.diffusion.target(clean, noise, t)) ** 2
     if config.snr_gamma is not None:
-        error = error * strategy.diffusion.min_snr_weight(t, clean, config.snr_gamma)
+        error = error * level.diffusion.min_snr_weight(t, clean, config.snr_gamma)
     weight = (~known)[:, None, :, None, None].float().expand_as(error)
     dims = (1, 2, 3, 4)
     return ((error * weight).sum(dims) / weight.sum(dims)).mean()
@@ -137,45 +154,64 @@ def test_loss_is_the_mean_over_each_clips_frames_that_are_not_given():
     strategy = small(drop_text=0.0)
     known = torch.zeros(4, 6, dtype=torch.bool)
     known[0, :5] = known[1, 2] = True
-    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=lambda clips, step: (clips, known))
+    stage, level = Shown(strategy, ["network"], given=known), strategy.levels["video"]
     (loss,) = stage.losses(BATCH, step_of(stage))
     (x_t, t, cond) = strategy.modules["network"].seen[-1]
-    clean, k = strategy.latents(BATCH), strategy.diffusion.coefficients(t, x_t)
+    clean, k = strategy.latents(BATCH), level.diffusion.coefficients(t, x_t)
     keys = [NoiseKey(5, f"noise-0-{i}", "train/denoiser") for i in range(4)]
-    noise = strategy.prior.sample_batch(range(6), (12, 8, 8), keys)
+    noise = level.prior.sample_batch(range(6), (12, 8, 8), keys)
     torch.testing.assert_close(x_t, k.signal * clean + k.noise * noise)
     assert torch.equal(cond.known, known)
     for clip in range(4):  # only what is given is shown
         for frame in range(6):
             shown = cond.clean[clip, :, frame]
             assert torch.equal(shown, clean[clip, :, frame] if known[clip, frame] else torch.zeros_like(shown))
-    error = (strategy.predict(x_t, t, cond) - strategy.diffusion.target(clean, noise, t)) ** 2
+    error = (strategy.predict(x_t, t, cond) - level.diffusion.target(clean, noise, t)) ** 2
     clips = [error[i, :, ~known[i]].mean() for i in range(4)]
     torch.testing.assert_close(loss.value, torch.stack(clips).mean())
     torch.testing.assert_close(cond.tokens, strategy.text_encoder.encode(BATCH.captions))
 
 
 def test_noise_bias_moves_the_timesteps():
-    strategy, seen = small(), []
-
-    def predict(x_t, t, cond):
-        seen.append(t)
-        return strategy.predict(x_t, t, cond)
-
+    strategy, step = small(), TrainingStep(0, "denoiser", 0, (0, 1, 2, 3))
     for bias in (0.0, 2.0):
-        (_,) = DenoisingStage(strategy, predict, ["network"], noise_bias=bias).losses(
-            BATCH, TrainingStep(0, "denoiser", 0, (0, 1, 2, 3))
-        )
-    uniform = TrainingStep(0, "denoiser", 0, (0, 1, 2, 3)).uniform("timestep")
-    expected = strategy.diffusion.sample_timesteps(uniform, 2.0)
-    assert torch.equal(seen[1], expected)
-    assert (seen[1] > seen[0]).all()
+        (_,) = DenoisingStage(strategy, ["network"], noise_bias=bias).losses(BATCH, step)
+    times = [t for _, t, _ in strategy.modules["network"].seen]
+    expected = strategy.levels["video"].diffusion.sample_timesteps(step.uniform("timestep"), 2.0)
+    assert torch.equal(times[1], expected)
+    assert (times[1] > times[0]).all()
+
+
+def test_times_may_be_drawn_for_every_frame_and_weights_given():
+    class PerFrame(Shown):
+        def timesteps(self, example, step):
+            return torch.arange(24).reshape(4, 6) * 40
+
+    strategy = small(drop_text=0.0)
+    level = strategy.levels["video"]
+    level.predict = lambda x_t, t, cond: torch.zeros_like(x_t)
+    weight = torch.tensor([[1.0, 0, 0, 0, 0, 0]] * 3 + [[0.0] * 5 + [2.0]])
+    numbers = torch.tensor([[5, 4, 3, 2, 1, 0]] * 4)
+    stage = PerFrame(strategy, ["network"], weight=weight, numbers=numbers)
+    found = stage.denoised(stage.example(BATCH, step_of(stage)), step_of(stage))
+    t, clean = torch.arange(24).reshape(4, 6) * 40, strategy.latents(BATCH)
+    assert torch.equal(found.t, t)
+    keys = [NoiseKey(5, f"noise-0-{i}", "train/denoiser") for i in range(4)]
+    noise = level.prior.sample_batch(range(6), (12, 8, 8), keys).flip(2)  # by its own number, not by its place
+    target = level.diffusion.target(clean, noise, t)
+    expected = (target**2 * weight[:, None, :, None, None]).mean((1, 2, 3, 4)).mean()
+    torch.testing.assert_close(found.loss, expected)
+
+
+def test_noise_of_another_stream_is_another():
+    step, prior, like = TrainingStep(0, "denoiser", 0, (0, 1)), Progressive(0.5), torch.zeros(2, 3, 4, 2, 2)
+    assert torch.equal(step.noise(prior, like), step.noise(prior, like, torch.arange(4).expand(2, -1)))
+    assert not torch.equal(step.noise(prior, like), step.noise(prior, like, stream="other"))
 
 
 def test_batch_may_be_cut_anywhere():
     strategy = small(drop_text=0.5, snr_gamma=5.0)
-    view = GivenFrames(0.6, 0.3)
-    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=view, drop_text=0.5, snr_gamma=5.0)
+    stage = Shown(strategy, ["network"], given=GivenFrames(0.6, 0.3), drop_text=0.5, snr_gamma=5.0)
     (whole,) = stage.losses(BATCH, step_of(stage))
     parts = 0.0
     for piece, micro in micro_batches(BATCH, 3):
@@ -184,13 +220,9 @@ def test_batch_may_be_cut_anywhere():
     assert parts == pytest.approx(float(whole.value.detach()), rel=1e-5)
 
 
-def test_view_may_cut_frames_and_prompts_are_dropped():
+def test_an_example_may_be_a_part_of_the_clip_and_prompts_are_dropped():
     strategy = small()
-
-    def last_three(clips, step):
-        return clips[:, :, 3:], None
-
-    stage = DenoisingStage(strategy, strategy.predict, ["network"], view=last_three, drop_text=1.0)
+    stage = Shown(strategy, ["network"], frames=slice(3, None), drop_text=1.0)
     list(stage.losses(BATCH, step_of(stage)))
     x_t, _, cond = strategy.modules["network"].seen[-1]
     assert x_t.shape[2] == 3
@@ -202,7 +234,7 @@ def test_min_snr_and_kept_latents():
     strategy = small(prediction_type="sample", drop_text=0.0)
     losses = []
     for gamma in (None, 1e-3):
-        stage = DenoisingStage(strategy, strategy.predict, ["network"], snr_gamma=gamma)
+        stage = DenoisingStage(strategy, ["network"], snr_gamma=gamma)
         (loss,) = stage.losses(BATCH, step_of(stage))
         losses.append(float(loss.value.detach()))
     assert 0 < losses[1] <= 1e-3 * losses[0] * (1 + 1e-5)  # min(SNR, 0.001) is 0.001 nearly everywhere
@@ -214,7 +246,7 @@ def test_min_snr_and_kept_latents():
 
 def test_stages_may_differ_by_name():
     strategy = small()
-    stage = DenoisingStage(strategy, strategy.predict, ["network"], name="coarse")
+    stage = DenoisingStage(strategy, ["network"], name="coarse")
     (group,) = stage.optimizers()
     (loss,) = stage.losses(BATCH, step_of(stage))
     assert group.name == loss.optimizer == "coarse"
@@ -235,7 +267,7 @@ def test_stages_may_differ_by_name():
 def test_bad_stages(arguments, message):
     strategy = small()
     with pytest.raises(InvalidArgumentError, match=message):
-        DenoisingStage(strategy, strategy.predict, **arguments)
+        DenoisingStage(strategy, **arguments)
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 0.0), (0.7, 0.4)])
@@ -245,10 +277,8 @@ def test_bad_shares_of_given_frames(shares):
 
 
 def test_given_frames_are_drawn_by_the_steps_key():
-    clips = torch.zeros(4, 1, 6, 1, 1)
     step = TrainingStep(5, "denoiser", 3, (0, 1, 2, 3))
-    same, known = GivenFrames(0.5, 0.5)(clips, step)
-    assert same is clips
+    known = GivenFrames(0.5, 0.5).draw(step, 4, 6)
     uniform = torch.stack([step.uniforms(i, "known", 8) for i in range(4)])
     assert torch.equal(known, sample_known(uniform, 6, 0.5, 0.5))
     assert known.any(1).all()
@@ -303,8 +333,9 @@ def test_defaults_and_plans_that_fit():
     strategy = small(guidance_scale=2.5, num_inference_steps=7)
     d = strategy.defaults
     assert (d.num_frames, d.height, d.width, d.fps) == (6, 16, 16, 8.0)
-    assert (d.guidance_scale, d.num_inference_steps) == (2.5, 7)
-    assert strategy.prior == Progressive(0.5)
+    level = strategy.levels["video"]
+    assert (level.guidance_scale, level.num_inference_steps) == (2.5, 7)
+    assert level.prior == Progressive(0.5)
     strategy.check_plan(chunks(20, 6))
     with pytest.raises(PlanError, match="covers 7 frames; small was trained on clips of 6"):
         strategy.check_plan(chunks(20, 7))
@@ -322,16 +353,17 @@ def test_condition_has_the_prompt_of_the_first_new_frame_and_what_is_given():
     call = autoregressive(10, 6, 2).calls[1]  # frames 4..9, of which 4 and 5 are given
     canvas = Canvas({slot: torch.full((12, 8, 8), float(slot[1])) for slot in call.given})
     first, second = strategy.config.words[:2]
-    request = Request({0: first, 6: second}, "", 0, 10, 16, 16, 8.0, 3.0)
+    level = strategy.levels["video"]
+    request = Request({0: first, 6: second}, "", 0, 10, 16, 16, 8.0, levels_of(strategy, guidance_scale=3.0))
     with torch.no_grad():
-        cond = strategy.condition(call, canvas, request)
+        cond = level.condition(call, canvas, request)
         texts = strategy.text_encoder.encode([second, ""])
     torch.testing.assert_close(torch.cat([cond.tokens, cond.negative_tokens]), texts)
     assert cond.known.tolist() == [[True, True, False, False, False, False]]
     assert cond.clean[0, 0, :, 0, 0].tolist() == [4, 5, 0, 0, 0, 0]
     x, t = torch.randn(1, 12, 6, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        guided = strategy.denoiser(call)(x, t, cond)
+        guided = level.denoise(x, t, cond)
         one, none = (strategy.predict(x, t, branch) for branch in (cond.positive(), cond.negative()))
     torch.testing.assert_close(guided, none + 3 * (one - none))
 
@@ -348,24 +380,64 @@ def test_without_prompts_nothing_is_guided_and_frozen_encoders_do_not_learn():
     assert stage.components == ("network",)
     modules = {name: module for name, module in strategy.modules.items() if name != "text_encoder"}
     silent = Silent(strategy.config, modules, strategy.scheduler)
-    assert silent.defaults.guidance_scale == 1.0
-    cond = silent.condition(silent.plan(6).calls[0], Canvas(), Request("", "", 0, 6, 16, 16, 8.0, 3.0))
-    assert cond.batch is None
+    level = silent.levels["video"]
+    assert level.guidance_scale == 1.0
+    request = Request("", "", 0, 6, 16, 16, 8.0, levels_of(silent, guidance_scale=3.0))
+    assert level.condition(silent.plan(6).calls[0], Canvas(), request).batch is None
     (stage,) = silent.stages()
-    assert stage.condition(BATCH, silent.latents(BATCH), None, step_of(stage)).tokens is None
+    assert stage.example(BATCH, step_of(stage)).conditioning.tokens is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_networks_may_be_cast_while_the_solver_stays_in_float32(dtype):
     strategy = small()
-    request = Request("", "", 0, 6, 16, 16, 8.0, 2.0)
-    call = strategy.plan(6).calls[0]
+    level, call = strategy.levels["video"], strategy.plan(6).calls[0]
+    request = Request("", "", 0, 6, 16, 16, 8.0, levels_of(strategy, guidance_scale=2.0))
     x, t = torch.randn(1, 12, 6, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     with torch.no_grad():
-        exact = strategy.denoiser(call)(x, t, strategy.condition(call, Canvas(), request))
+        cond = level.condition(call, Canvas(), request)
+        exact = level.denoise(x, t, cond)
         strategy.to(dtype=dtype)
-        assert strategy.dtype == dtype
-        cast = strategy.denoiser(call)(x, t, strategy.condition(call, Canvas(), request))
+        assert level.dtype == dtype
+        cast = level.denoise(x, t, cond)
     assert strategy.modules["network"].seen[-1][0].dtype == dtype
     assert cast.dtype == torch.float32
     assert 0 < (cast - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_tokens_of_every_frame_and_of_levels_at_another_rate():
+    class PerFrame(DenoisingLevel):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, tokens_per_frame=True, frame_stride=2, **settings)
+
+    class Scripted(Small):
+        level_class = PerFrame
+
+    strategy = checkpoint.build(Scripted, Scripted.prepare(SmallConfig(), DATA))
+    first, second = strategy.config.words[:2]
+    request = Request({0: first, 6: second}, first, 0, 12, 16, 16, 8.0, levels_of(strategy))
+    asked, encode = [], strategy.text_encoder.encode
+    strategy.text_encoder.encode = lambda texts: asked.extend(texts) or encode(texts)
+    level, calls = strategy.levels["video"], chunks(6, 6).calls
+    with torch.no_grad():
+        cond = level.condition(calls[0], Canvas(), request)
+        again = level.condition(calls[0], Canvas(), request)
+        one, other = encode([first]), encode([second])
+    words, features = one.shape[1:]
+    assert cond.tokens.shape == cond.negative_tokens.shape == (1, 6, words, features)
+    for frame in range(6):  # frame i of the level is frame 2 i of the video
+        torch.testing.assert_close(cond.tokens[:, frame], one if frame < 3 else other)
+        torch.testing.assert_close(cond.negative_tokens[:, frame], one)
+    assert torch.equal(again.tokens, cond.tokens)
+    assert sorted(asked) == sorted([first, second])  # each text once, however often it is told
+
+
+def test_texts_are_encoded_once_in_a_generation():
+    strategy = small()
+    sampler = Sampler(strategy)
+    sampler.set_progress_bar_config(disable=True)
+    first, second = strategy.config.words[:2]
+    asked, encode = [], strategy.text_encoder.encode
+    strategy.text_encoder.encode = lambda texts: asked.extend(texts) or encode(texts)
+    sampler([first, second], num_frames=18, plan=chunks(18, 6), num_inference_steps=2, seed=0)
+    assert sorted(asked) == sorted(["", first, second])

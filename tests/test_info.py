@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import Toy, ToyConfig, toy
+from toy import Toy, ToyConfig, ToyLevel, levels_of, toy
 from vidgen import checkpoint, info, plugins
 from vidgen import config as configs
 from vidgen.codecs import PixelCodec
@@ -25,7 +25,7 @@ from vidgen.strategies.vdm import VDM
 from vidgen.video.dataset import DataConfig, open_dataset
 
 
-def request(num_frames=8, size=(8, 8)):
+def request(num_frames=8, size=(8, 8), strategy=None):
     return Request(
         prompt="",
         negative_prompt="",
@@ -34,7 +34,7 @@ def request(num_frames=8, size=(8, 8)):
         height=size[0],
         width=size[1],
         fps=4.0,
-        guidance_scale=1.0,
+        levels=levels_of(strategy or toy(), guidance_scale=1.0),
     )
 
 
@@ -66,16 +66,20 @@ def test_calls_of_different_length_are_averaged(make):
     assert info.macs_per_call(make(), plan, request(18)) == conv_macs(8, 8, 8)
 
 
-class TwoSizes(Toy):
+class SmallRoot(ToyLevel):
     """Its global feature is smaller than a frame."""
 
-    def slot_shape(self, call, request):
-        shape = super().slot_shape(call, request)
-        return (shape[0], 2, 1) if call.level == "global" else shape
+    def shape(self, request):
+        shape = super().shape(request)
+        return (shape[0], 2, 1) if self.name == "global" else shape
 
     def condition(self, call, canvas, request):
         assert all(canvas[slot].shape == (12, 2, 1) for slot in call.given)
         return super().condition(call, canvas, request)
+
+
+class TwoSizes(Toy):
+    level_class = SmallRoot
 
 
 def test_calls_given_another_level():
@@ -91,23 +95,29 @@ def test_calls_given_another_level():
 def test_calls_alike_are_counted_once(monkeypatch):
     strategy = on_meta()
     asked = []
-    monkeypatch.setattr(Toy, "answer", lambda self, call, solve, start, cond: asked.append(call.id) or start)
+    monkeypatch.setattr(ToyLevel, "answer", lambda self, batch: asked.append(batch.calls) or batch.noise())
     info.macs_per_call(strategy, strategy.plan(500), request(500))
     assert len(asked) == 2  # the first window, and those that are given frames
 
 
-class OnePass(Toy):
-    """Answers in one pass of two evaluations, without a solver."""
+class TwoPasses(ToyLevel):
+    """Answers in two evaluations, without a solver."""
 
-    def answer(self, call, solve, start, cond):
-        network = self.denoiser(call)
-        t = torch.zeros(1, device=start.device)
-        return network(network(start, t, cond), t, cond)
+    def answer(self, batch):
+        x, t = batch.noise(), torch.zeros(1, device=batch.device)
+        return self.denoise(self.denoise(x, t, batch.cond), t, batch.cond)
+
+    def evaluations(self, call, solver_evaluations):
+        return 2
+
+
+class WithoutSolver(Toy):
+    level_class = TwoPasses
 
 
 def test_what_a_call_answers_without_a_solver_counts():
-    macs = info.macs_per_call(on_meta(OnePass), all_at_once(8), request())
-    assert macs == 2 * conv_macs(8, 8, 8)
+    strategy = on_meta(WithoutSolver)
+    assert info.macs_per_call(strategy, all_at_once(8), request(strategy=strategy)) == conv_macs(8, 8, 8)
 
 
 def test_vdm_counts_on_the_meta_device_what_it_counts_on_the_cpu():
@@ -131,7 +141,7 @@ def test_vdm_counts_on_the_meta_device_what_it_counts_on_the_cpu():
     assert network == 2e9 * found["gmacs_per_call"]
     plan = strategy.plan(strategy.defaults.num_frames)
     size = (strategy.defaults.height, strategy.defaults.width)
-    asked = request(strategy.defaults.num_frames, size)
+    asked = request(strategy.defaults.num_frames, size, strategy)
     for backend in ("sdpa", "math", "flash"):
         with attention_backend(backend):
             assert info.macs_per_call(strategy, plan, asked) == network / 2
@@ -222,7 +232,7 @@ def test_counting_leaves_what_needs_gradients_as_it_was():
     assert set(before) == {True, False}
     assert info.macs_per_call(strategy, all_at_once(8), request()) == conv_macs(8, 8, 8)
     assert [p.requires_grad for p in strategy.parameters_of(*strategy.modules)] == before
-    strategy.denoiser = lambda call: lambda x, t, cond: 1 / 0
+    strategy.levels["video"].denoise = lambda x, t, cond: 1 / 0
     with pytest.raises(ZeroDivisionError):
         info.macs_per_call(strategy, all_at_once(8), request())
     assert [p.requires_grad for p in strategy.parameters_of(*strategy.modules)] == before
@@ -247,13 +257,16 @@ def test_schedulers_are_no_part_of_the_meta_device(monkeypatch):
     assert found["plan"]["calls"] == 3
 
 
-class TwiceInTraining(Toy):
+class Twice(ToyLevel):
     """Evaluates its network again while that is being trained."""
 
-    def denoiser(self, call):
-        network = super().denoiser(call)
-        again = self.modules["network"].training
-        return lambda x, t, cond: network(network(x, t, cond) if again else x, t, cond)
+    def denoise(self, x_t, t, cond):
+        again = self.strategy.modules["network"].training
+        return super().denoise(super().denoise(x_t, t, cond) if again else x_t, t, cond)
+
+
+class TwiceInTraining(Toy):
+    level_class = Twice
 
 
 def test_what_is_counted_is_sampling_and_not_training(monkeypatch):
@@ -261,10 +274,13 @@ def test_what_is_counted_is_sampling_and_not_training(monkeypatch):
     assert info.describe("toy", num_frames=18)["gmacs_per_call"] == conv_macs(8, 8, 8) / 1e9
 
 
+class Reading(ToyLevel):
+    def denoise(self, x_t, t, cond):
+        return super().denoise(x_t, t, cond) if float(x_t.mean()) < 9 else x_t
+
+
 class ReadsValues(Toy):
-    def denoiser(self, call):
-        network = super().denoiser(call)
-        return lambda x, t, cond: network(x, t, cond) if float(x.mean()) < 9 else x
+    level_class = Reading
 
 
 def test_a_strategy_that_reads_values_is_told_so(monkeypatch):
@@ -273,9 +289,13 @@ def test_a_strategy_that_reads_values_is_told_so(monkeypatch):
         info.describe("toy")
 
 
-class Broken(Toy):
-    def denoiser(self, call):
+class Failing(ToyLevel):
+    def denoise(self, x_t, t, cond):
         raise RuntimeError("a bug of its own")
+
+
+class Broken(Toy):
+    level_class = Failing
 
 
 def test_other_errors_come_through(monkeypatch):

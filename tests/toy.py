@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -125,6 +125,7 @@ class ToyLevel(LevelModel):
 class Toy(Strategy):
     name = "toy"
     Config = ToyConfig
+    level_class = ToyLevel
     component_types = {"codec": (PixelCodec,), "network": (ToyNetwork,), "scale": (ToyScale,)}  # noqa: RUF012
 
     @classmethod
@@ -140,7 +141,7 @@ class Toy(Strategy):
 
     @cached_property
     def levels(self):
-        return {name: ToyLevel(self, name) for name in ("global", "coarse", "x1", "root", "video")}
+        return {name: self.level_class(self, name) for name in ("global", "coarse", "x1", "root", "video")}
 
     @property
     def defaults(self):
@@ -164,3 +165,8 @@ def toy(**config) -> Toy:
     for module in strategy.modules.values():
         module.eval()
     return strategy
+
+
+def levels_of(strategy, **changes):
+    """The settings of every level of a request, as they are by default but for ``changes``."""
+    return {name: replace(level.settings(), **changes) for name, level in strategy.levels.items()}

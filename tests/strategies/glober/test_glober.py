@@ -28,8 +28,10 @@ def make():
     return sampler(build())
 
 
-def request(strategy, prompt="red", *, num_frames=4, scale=1.0, **options):
-    return Request(prompt, "", 0, num_frames, 8, 8, 8.0, scale, strategy.Options(**options))
+def request(strategy, prompt="red", *, num_frames=4, scale=1.0, of_v=9.0):
+    scales = {"global": of_v, "video": scale}
+    levels = {name: replace(m.settings(), guidance_scale=scales[name]) for name, m in strategy.levels.items()}
+    return Request(prompt, "", 0, num_frames, 8, 8, 8.0, levels)
 
 
 def test_glober_keeps_every_promise():
@@ -108,15 +110,16 @@ def test_128_frames_in_any_chunks_and_order_are_the_same(make, whole):
 
 
 def test_chunks_that_memory_does_not_hold_are_parted(make, whole, monkeypatch):
-    predict, seen = GLOBER.predict, []
+    level, seen = make.strategy.frames_level, []
+    predict = level.predict
 
-    def limited(self, x_t, t, cond):
+    def limited(x_t, t, cond):
         seen.append(x_t.shape[2])
         if x_t.shape[2] > 20:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return predict(self, x_t, t, cond)
+        return predict(x_t, t, cond)
 
-    monkeypatch.setattr(GLOBER, "predict", limited)
+    monkeypatch.setattr(level, "predict", limited)
     plan = rooted(chunks(LONG, LONG), GLOBAL)
     frames = make("red circle", num_frames=LONG, plan=plan, **LATENT).frames
     torch.testing.assert_close(frames, whole, **CLOSE)
@@ -145,7 +148,7 @@ def test_plan_is_v_then_chunks_of_a_window():
 @pytest.mark.parametrize("plan", [chunks(8, 4), all_at_once(8), autoregressive(8, 4, 1), keyframes(8, 4)])
 def test_plans_that_give_frames_anything_but_v_are_refused(make, plan):
     with pytest.raises(
-        PlanError, match=rf"call '{plan.calls[0].id}' makes.*chunks\(n, window, root='global'\)"
+        PlanError, match=rf"call '{plan.calls[0].id}' makes.*rooted\(chunks\(n, window\), 'global'\)"
     ):
         make("red", num_frames=8, plan=plan)
 
@@ -181,7 +184,7 @@ def test_v_is_the_mean_of_the_keyframes_posterior():
     with torch.no_grad():
         # Of 4 frames in training it saw the first and the last, 0 and 3/4: of 7 that is nearest to frame 5.
         latents = strategy.codec.encode(clip[None, :, [0, 5]])
-        mean = strategy.video_encoder(latents, torch.tensor([0.0, 5 / 7])).mean[0]
+        mean = strategy.modules["video_encoder"](latents, torch.tensor([0.0, 5 / 7])).mean[0]
     torch.testing.assert_close(v, mean, rtol=0, atol=1e-5)
     assert v.shape == V_SHAPE
     assert v.device.type == "cpu"
@@ -194,15 +197,15 @@ def test_v_is_the_mean_of_the_keyframes_posterior():
 def test_encoding_is_the_same_in_the_middle_of_training():
     strategy, clip = build(), clip_of(7)
     expected = strategy.encode(clip)
-    strategy.video_encoder.train()
-    before = strategy.video_encoder.unit.running_mean.clone()
+    strategy.modules["video_encoder"].train()
+    before = strategy.modules["video_encoder"].unit.running_mean.clone()
     assert torch.equal(strategy.encode(clip), expected)
-    assert torch.equal(strategy.video_encoder.unit.running_mean, before)
-    assert strategy.video_encoder.training
+    assert torch.equal(strategy.modules["video_encoder"].unit.running_mean, before)
+    assert strategy.modules["video_encoder"].training
 
 
 def test_the_configs_deviation_is_the_encoders():
-    encoder = build(trained=False, initial_std=0.25).video_encoder
+    encoder = build(trained=False, initial_std=0.25).modules["video_encoder"]
     assert float(encoder.to_logvar.bias.detach().mean()) == pytest.approx(2 * math.log(0.25))
 
 
@@ -258,11 +261,12 @@ def test_pinned_v_is_what_frames_are_made_of(make):
     call = strategy.plan(4).calls[1]
     x, t = noise(1, 12, 4, 4, 4), torch.tensor([600])
     with torch.no_grad():
-        cond = strategy.condition(call, Canvas({SLOT: v}), request(strategy))
-        index = strategy.index(torch.tensor([0.0, 0.25, 0.5, 0.75]))[None]
+        level = strategy.frames_level
+        cond = level.condition(call, Canvas({SLOT: v}), request(strategy))
+        index = strategy.modules["index"](torch.tensor([0.0, 0.25, 0.5, 0.75]))[None]
         tokens = strategy.text_encoder.encode(["red"])
-        expected = strategy.decoder(x, t, tokens, v=v[None], index=index)
-        torch.testing.assert_close(strategy.denoiser(call)(x, t, cond), expected, rtol=0, atol=1e-5)
+        expected = strategy.frames_level.decoder(x, t, tokens, v=v[None], index=index)
+        torch.testing.assert_close(level.denoise(x, t, cond), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -337,15 +341,17 @@ def test_guidance_of_v_is_not_that_of_frames(make):
     strategy = make.strategy
     for frames, of_v in ((1.0, 1.0), (1.0, 4.0), (2.0, 1.0), (2.0, 4.0)):
         with Calls(strategy) as seen:
-            make("red", guidance_scale=frames, global_guidance_scale=of_v, **LATENT)
+            make("red", guidance_scale={"video": frames, "global": of_v}, **LATENT)
         expected = [("generator", 1 if of_v == 1 else 2)] * 2 + [("unet", 4 if frames == 1 else 8)] * 2
         assert seen == expected
     default = make("red", **LATENT).frames
-    torch.testing.assert_close(make("red", global_guidance_scale=9.0, **LATENT).frames, default, **CLOSE)
-    assert (make("red", global_guidance_scale=4.0, **LATENT).frames - default).abs().max() > 1e-3
+    torch.testing.assert_close(make("red", guidance_scale={"global": 9.0}, **LATENT).frames, default, **CLOSE)
+    assert (make("red", guidance_scale={"global": 4.0}, **LATENT).frames - default).abs().max() > 1e-3
     assert (make("red", negative_prompt="circle", **LATENT).frames - default).abs().max() > 1e-3
-    with pytest.raises(InvalidArgumentError, match="global_guidance_scale is nan; expected a finite number"):
-        make("red", global_guidance_scale=float("nan"), **LATENT)
+    with pytest.raises(
+        InvalidArgumentError, match="guidance_scale of level 'global' is nan; expected a finite number"
+    ):
+        make("red", guidance_scale={"global": float("nan")}, **LATENT)
 
 
 @torch.no_grad()
@@ -353,11 +359,14 @@ def test_guided_v_is_the_mixture_of_two_predictions():
     strategy = build()
     call = strategy.plan(4).calls[0]
     x, t = noise(1, 5, 1, 2, 2), torch.tensor([300])
-    cond = strategy.condition(call, Canvas(), request(strategy, scale=2.0, global_guidance_scale=5.0))
-    red, empty = (strategy.generator(x[:, :, 0], t, strategy.text_encoder.encode([s])) for s in ("red", ""))
+    level = strategy.global_level
+    cond = level.condition(call, Canvas(), request(strategy, scale=2.0, of_v=5.0))
+    red, empty = (
+        strategy.modules["generator"](x[:, :, 0], t, strategy.text_encoder.encode([s])) for s in ("red", "")
+    )
     assert (red - empty).abs().max() > 1e-3
     expected = (empty + 5 * (red - empty))[:, :, None]
-    torch.testing.assert_close(strategy.denoiser(call)(x, t, cond), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(level.denoise(x, t, cond), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["cross", "concat"])
@@ -366,18 +375,19 @@ def test_guided_frames_are_the_mixture_of_two_predictions(text):
     strategy = build(branch_text=text)
     call = strategy.plan(4).calls[1]
     v, x, t = noise(*V_SHAPE), noise(1, 12, 4, 4, 4), torch.tensor([300])
-    cond = strategy.condition(call, Canvas({SLOT: v}), request(strategy, scale=3.0))
+    level = strategy.frames_level
+    cond = level.condition(call, Canvas({SLOT: v}), request(strategy, scale=3.0))
     given = {
         "v": v[None],
-        "index": strategy.index(torch.arange(4) / 4)[None],
+        "index": strategy.modules["index"](torch.arange(4) / 4)[None],
     }
     tokens = {word: strategy.text_encoder.encode([word]) for word in ("red", "")}
-    red, empty = (strategy.decoder(x, t, tokens[word], **given) for word in ("red", ""))
-    guided = strategy.denoiser(call)(x, t, cond)
+    red, empty = (strategy.frames_level.decoder(x, t, tokens[word], **given) for word in ("red", ""))
+    guided = level.denoise(x, t, cond)
     torch.testing.assert_close(guided, empty + 3 * (red - empty), rtol=1e-4, atol=1e-4)
     # The unconditional half with the residuals of the prompt would be another thing where these read text.
-    other = strategy.decoder.features(**given, size=(4, 4), tokens=tokens["red"])
-    wrong = strategy.decoder(x, t, tokens[""], other)
+    other = strategy.frames_level.decoder.features(**given, size=(4, 4), tokens=tokens["red"])
+    wrong = strategy.frames_level.decoder(x, t, tokens[""], other)
     assert ((wrong - empty).abs().max() > 1e-3) == (text == "concat")
 
 
@@ -386,7 +396,7 @@ def test_guided_frames_are_the_mixture_of_two_predictions(text):
 )
 def test_the_branch_runs_once_per_call_and_not_per_step(text, scale, times):
     strategy, runs = build(branch_text=text), []
-    stages = strategy.decoder.branch.stages
+    stages = strategy.frames_level.decoder.branch.stages
     for name, stage in stages.items():
         stage.register_forward_hook(lambda *_, name=name: runs.append(name))
     with Calls(strategy) as seen:

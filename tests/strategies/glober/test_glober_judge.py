@@ -88,14 +88,14 @@ def test_pixels_of_the_pair_and_of_its_decoded_estimate_are_shown(pixel):
     stage, seen = pixel.stages()[0], []
     pixel.modules["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     outputs = []
-    pixel.decoder.register_forward_hook(lambda _, x, out: outputs.append((x, out)))
+    pixel.frames_level.decoder.register_forward_hook(lambda _, x, out: outputs.append((x, out)))
     step = step_of(stage)
     with torch.no_grad():
         list(stage.losses(batch_of(clip=CLIPS), step))
         pairs = seen[1].unflatten(0, (6, B))  # the discriminator's own, of which the first are the real ones
         real = torch.stack([CLIPS[i][:, frames_of(step, i)] for i in range(B)])
         assert torch.equal(pairs[0], real)
-        ((x_t, t, _), prediction) = outputs[0]
+        ((x_t, t, *_), prediction) = outputs[0]
         a = pixel.scheduler.alphas_cumprod[t][:, None, :, None, None]
         estimate = ((x_t - (1 - a).sqrt() * prediction) / a.sqrt()).transpose(1, 2).flatten(0, 1)
         decoded = pixel.codec.decode_frames(estimate).unflatten(0, (B, 2)).transpose(1, 2)

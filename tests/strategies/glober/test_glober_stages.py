@@ -76,7 +76,7 @@ def by_hand(
     """Every part of the first stage's losses."""
     abar = strategy.scheduler.alphas_cumprod
     keys = torch.tensor([0.0, 7 / 8])
-    found = strategy.video_encoder(LATENTS[:, :, [0, 7]], keys)
+    found = strategy.modules["video_encoder"](LATENTS[:, :, [0, 7]], keys)
     errors, real, made, gates = [], [], [], []
     for clip in range(B):
         frames, times = drawn(step, clip, bias)
@@ -91,8 +91,10 @@ def by_hand(
         dropped = float(step.uniform("drop")[clip]) < drop
         told = (clip + 1) % B if float(step.uniform("wrong-prompt")[clip]) < wrong else clip
         tokens = strategy.text_encoder.encode(["" if dropped else batch_of(LATENTS).captions[told]])
-        index = strategy.index(torch.tensor(frames) / F)[None]
-        prediction = strategy.decoder(x_t[None], torch.tensor([times]), tokens, v=v[None], index=index)[0]
+        index = strategy.modules["index"](torch.tensor(frames) / F)[None]
+        prediction = strategy.frames_level.decoder(
+            x_t[None], torch.tensor([times]), tokens, v=v[None], index=index
+        )[0]
         snr = a / (1 - a)
         weight = 1.0 if gamma is None else snr.clamp(max=gamma) / snr  # of predicted noise
         errors.append((weight * (prediction - eps) ** 2).mean())
@@ -266,7 +268,7 @@ def test_before_warm_up_ends_the_discriminator_learns_alone():
     stage = autoencoder(strategy)
     assert {g.name for g in stage.optimizers()} == {"autoencoder", "discriminator"}
     for index, training, listens in ((2, True, False), (3, True, True), (0, False, True)):  # validation: always
-        strategy.video_encoder.train(training)
+        strategy.modules["video_encoder"].train(training)
         first, second = stage.losses(batch_of(LATENTS), step_of(stage, index))
         assert ("adversarial" in first.logs) == listens
         apart = float(first.value.detach()) - first.logs["error"]
@@ -278,9 +280,11 @@ def test_pairs_and_noise_are_drawn_anew_for_every_clip_and_frame():
     """What the decoder is given: never one frame twice, each with a time and noise of its own."""
     strategy = build(cra_weight=0.0, keyframes=1)
     stage, seen = autoencoder(strategy), []
-    strategy.decoder.register_forward_pre_hook(lambda _, x, y: seen.append((*x, y["index"])), with_kwargs=True)
+    strategy.frames_level.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
     indices = []
-    strategy.index.register_forward_pre_hook(lambda _, given: indices.append(given[0].reshape(-1, 2) * F))
+    strategy.modules["index"].register_forward_pre_hook(
+        lambda _, given: indices.append(given[0].reshape(-1, 2) * F)
+    )
     clean = torch.zeros_like(LATENTS)  # what is noised is noise
     for index in range(12):
         next(stage.losses(batch_of(clean), step_of(stage, index)))
@@ -366,7 +370,7 @@ def test_the_generator_learns_means_alone():
     before = {n: {k: x.clone() for k, x in m.state_dict().items()} for n, m in strategy.modules.items()}
     (loss,) = stage.losses(batch_of(LATENTS), step)
     with torch.no_grad():
-        clean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
+        clean = strategy.modules["video_encoder"](LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
         keys = [NoiseKey(5, f"noise-2-{i}", "train/generator") for i in range(B)]
         eps = Independent().sample_batch(range(1), (5, 2, 2), keys)[:, :, 0]
         t = (step.uniform("timestep") * 1000).long()
@@ -377,7 +381,7 @@ def test_the_generator_learns_means_alone():
             "" if drop else text for text, drop in zip(batch_of(LATENTS).captions, drops.tolist(), strict=True)
         ]
         x_t = a.sqrt() * clean + (1 - a).sqrt() * eps
-        prediction = strategy.generator(x_t, t, strategy.text_encoder.encode(texts))
+        prediction = strategy.modules["generator"](x_t, t, strategy.text_encoder.encode(texts))
     torch.testing.assert_close(loss.value.detach(), ((prediction - eps) ** 2).mean(), rtol=1e-4, atol=1e-5)
     loss.value.backward()
     running.optimizers["generator"].step()
@@ -390,19 +394,23 @@ def test_the_generator_learns_means_alone():
 def test_the_generators_v_is_what_the_decoder_reads(monkeypatch):
     strategy = build()
     _, second = strategy.stages()
-    seen, noised = [], strategy.diffusion.noised
-    monkeypatch.setattr(strategy.diffusion, "noised", lambda x, eps, t: seen.append(x) or noised(x, eps, t))
+    diffusion = strategy.global_level.process
+    seen, noised = [], diffusion.noised
+    monkeypatch.setattr(diffusion, "noised", lambda x, eps, t: seen.append(x) or noised(x, eps, t))
     next(second.losses(batch_of(LATENTS), step_of(second)))
     (v,) = seen
     assert v.shape == (B, 5, 1, 2, 2)
     call = strategy.plan(8).calls[1]
-    read, features = [], strategy.decoder.features
-    monkeypatch.setattr(strategy.decoder, "features", lambda v, *rest: read.append(v) or features(v, *rest))
+    read, features = [], strategy.frames_level.decoder.features
+    monkeypatch.setattr(
+        strategy.frames_level.decoder, "features", lambda v, *rest: read.append(v) or features(v, *rest)
+    )
     with torch.no_grad():
-        request = Request("red", "", 0, 8, 8, 8, 8.0, 1.0, strategy.Options())
-        strategy.condition(call, Canvas({("global", 0): v[0, :, 0]}), request)
+        levels = {name: model.settings() for name, model in strategy.levels.items()}
+        request = Request("red", "", 0, 8, 8, 8, 8.0, levels)
+        strategy.frames_level.condition(call, Canvas({("global", 0): v[0, :, 0]}), request)
         assert torch.equal(read[0][0], v[0, :, 0])
-        mean = strategy.video_encoder(LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
+        mean = strategy.modules["video_encoder"](LATENTS[:, :, [0, 7]], torch.tensor([0.0, 7 / 8])).mean
     torch.testing.assert_close(v[:, :, 0], mean, rtol=0, atol=1e-5)
 
 
@@ -444,7 +452,7 @@ def test_both_stages_train_in_bfloat16(trained):
         found = [p.grad for group in stage.optimizers() for p in group.parameters if p.grad is not None]
         assert found
         assert all(g.isfinite().all() for g in found)
-    assert strategy.video_encoder.unit.running_var.isfinite().all()
+    assert strategy.modules["video_encoder"].unit.running_var.isfinite().all()
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def build(trained=True, **changes):
             for name in ("unet", "branch", "index", "text_encoder", "video_encoder", "generator"):
                 for p in strategy.parameters_of(name):
                     p.add_(0.1 * torch.randn(p.shape, generator=draw))
-            scale = strategy.video_encoder.unit
+            scale = strategy.modules["video_encoder"].unit
             scale.running_mean.copy_(torch.linspace(-1, 1, len(scale.running_mean)))
             scale.running_var.copy_(torch.linspace(0.3, 2, len(scale.running_var)))
     for module in strategy.modules.values():

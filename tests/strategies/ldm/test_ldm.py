@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from toy import levels_of
 from vidgen import checkpoint
 from vidgen.codecs import ImageCodec
 from vidgen.conditioning import Conditioning, VocabularyEncoder
@@ -208,11 +209,12 @@ def test_a_video_model_takes_everything_from_the_image_model(understood):
     assert same_weights(video.text_encoder, image.text_encoder)
     assert "zebra" in video.config.words  # the model's words, of which the data may say only some
     assert (video.config.words, video.config.max_words) == (tuple(image.text_encoder.config.words), 11)
-    assert video.defaults.guidance_scale == VDMConfig().guidance_scale
-    assert torch.equal(video.diffusion.scheduler.alphas_cumprod, image.diffusion.scheduler.alphas_cumprod)
-    assert video.diffusion.prediction_type == image.diffusion.prediction_type == "v_prediction"
+    ours, own = video.levels["video"], image.levels["video"]
+    assert ours.guidance_scale == VDMConfig().guidance_scale
+    assert torch.equal(ours.diffusion.scheduler.alphas_cumprod, own.diffusion.scheduler.alphas_cumprod)
+    assert ours.diffusion.prediction_type == own.diffusion.prediction_type == "v_prediction"
     theirs = VDMConfig().num_train_timesteps, VDMConfig().beta_schedule
-    assert (video.diffusion.num_train_timesteps, video.scheduler.config.beta_schedule) != theirs
+    assert (ours.diffusion.num_train_timesteps, video.scheduler.config.beta_schedule) != theirs
     # The UNet reads one channel more, the mark of given frames, and nothing of it yet.
     own, wide = (model.modules["unet"].state_dict() for model in (image, video))
     assert own.keys() == wide.keys()
@@ -229,11 +231,11 @@ def test_a_fresh_video_model_is_the_image_model_frame_by_frame(understood, scale
     prompt, x, t = "a green circle moves left", start_noise(4), torch.tensor([350])
     answers, videos = [], []
     for model in (checkpoint.load_strategy(understood, device="cpu"), inflated(understood)):
-        request = Request(prompt, "", 0, 4, 16, 16, 8.0, scale, model.Options())
-        per_call = []
+        level, levels = model.levels["video"], levels_of(model, guidance_scale=scale)
+        request, per_call = Request(prompt, "", 0, 4, 16, 16, 8.0, levels, model.Options()), []
         for call in model.plan(4).calls:  # four calls of the image model, one of the video model
-            cond = model.condition(call, Canvas(), request)
-            per_call.append(model.denoiser(call)(x[:, :, list(call.frames)], t, cond))
+            cond = level.condition(call, Canvas(), request)
+            per_call.append(level.denoise(x[:, :, list(call.frames)], t, cond))
         answers.append(torch.cat(per_call, dim=2))
         sampled = quiet(Sampler(model))(
             prompt, guidance_scale=scale, num_frames=4, seed=0, num_inference_steps=3

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from einops import rearrange
 from tiny_vdm import CONFIG, build, sampler
 
+from toy import levels_of
 from vidgen import checkpoint
 from vidgen.denoising import GivenFrames, sample_known
 from vidgen.errors import InvalidArgumentError, PlanError
@@ -90,21 +91,23 @@ def test_windows_share_their_frames_and_past_steers_the_future(given):
 
 def test_clean_conditions_need_training_for_them():
     strategy = build(mask_past=0.0, mask_random=0.0)
-    request = Request("red", "", 0, 10, 16, 16, 8.0, 1.0, strategy.Options(given="clean"))
+    request = Request("red", "", 0, 10, 16, 16, 8.0, levels_of(strategy), strategy.Options(given="clean"))
+    level = strategy.levels["video"]
     call = strategy.plan(10).calls[1]
     canvas = Canvas({slot: torch.zeros(12, 8, 8) for slot in call.given})
     with pytest.raises(InvalidArgumentError, match="train with mask_past"):
-        strategy.condition(call, canvas, request)
-    assert strategy.condition(call, canvas, replace(request, options=strategy.Options())).replace
+        level.condition(call, canvas, request)
+    assert level.condition(call, canvas, replace(request, options=strategy.Options())).replace
 
 
 def test_condition_holds_the_given_frames_and_the_text_of_the_new_ones():
     strategy = build()
     call = strategy.plan(10).calls[1]  # frames 4..9, of which 4 and 5 are given
     canvas = Canvas({slot: torch.full((12, 8, 8), float(slot[1])) for slot in call.given})
-    request = Request({0: "red", 6: "circle"}, "", 0, 10, 16, 16, 8.0, 3.0, strategy.Options())
+    levels, options = levels_of(strategy, guidance_scale=3.0), strategy.Options()
+    request = Request({0: "red", 6: "circle"}, "", 0, 10, 16, 16, 8.0, levels, options)
     with torch.no_grad():
-        cond = strategy.condition(call, canvas, request)
+        cond = strategy.levels["video"].condition(call, canvas, request)
         expected = strategy.text_encoder.encode(["circle", ""])
     assert cond.known.tolist() == [[True, True, False, False, False, False]]
     assert cond.clean[0, 0, :, 0, 0].tolist() == [4, 5, 0, 0, 0, 0]
@@ -114,11 +117,12 @@ def test_condition_holds_the_given_frames_and_the_text_of_the_new_ones():
 def test_guidance_mixes_the_two_predictions():
     strategy = build()
     plan = strategy.plan(6)
-    request = Request("red", "", 0, 6, 16, 16, 8.0, 4.0, strategy.Options())
+    level, levels = strategy.levels["video"], levels_of(strategy, guidance_scale=4.0)
+    request = Request("red", "", 0, 6, 16, 16, 8.0, levels, strategy.Options())
     x, t = torch.randn(1, 12, 6, 8, 8), torch.tensor([400])
     with torch.no_grad():
-        cond = strategy.condition(plan.calls[0], Canvas(), request)
-        guided = strategy.denoiser(plan.calls[0])(x, t, cond)
+        cond = level.condition(plan.calls[0], Canvas(), request)
+        guided = level.denoise(x, t, cond)
         red, empty = (strategy.network(x, t, strategy.text_encoder.encode([s])) for s in ("red", ""))
     torch.testing.assert_close(guided, empty + 4 * (red - empty), rtol=1e-4, atol=1e-5)
 
@@ -191,13 +195,14 @@ def test_loss_is_on_new_frames_only_and_noise_is_the_priors():
     clean = strategy.latents(batch)
     hidden = (seen["clean"] == 0).all(dim=1)
     assert torch.equal(hidden.all(dim=(2, 3)), ~seen["known"])  # what is not given is not told
-    k = strategy.diffusion.coefficients(seen["t"], clean)
+    level = strategy.levels["video"]
+    k = level.diffusion.coefficients(seen["t"], clean)
     noise = (seen["x_t"] - k.signal * clean) / k.noise
     keys = [NoiseKey(5, f"noise-2-{i}", "train/denoiser") for i in range(3)]
     torch.testing.assert_close(
-        noise, strategy.prior.sample_batch(range(6), (12, 8, 8), keys), rtol=1e-3, atol=1e-2
+        noise, level.prior.sample_batch(range(6), (12, 8, 8), keys), rtol=1e-3, atol=1e-2
     )
-    error = (seen["out"] - strategy.diffusion.target(clean, noise, seen["t"])) ** 2
+    error = (seen["out"] - level.diffusion.target(clean, noise, seen["t"])) ** 2
     clips = [error[i, :, ~seen["known"][i]].mean() for i in range(3)]
     torch.testing.assert_close(loss.value, torch.stack(clips).mean(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(seen["tokens"], strategy.text_encoder.encode([""] * 3))
@@ -233,22 +238,22 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut():
 
 
 def test_clips_begin_with_a_picture_until_first_frame_steps():
-    strategy = build(mask_past=1.0, mask_random=0.0, first_frame_steps=3)
+    strategy = build(mask_past=1.0, mask_random=0.0, first_frame_steps=3, drop_text=1.0)
     (stage,) = strategy.stages()
-    clips = torch.randn(4, 12, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    dataset = open_dataset(DataConfig.of("shapes", clip_length=6, size=16, videos=4))
+    batch = collate([dataset[i] for i in range(4)])
     for index in (0, 2):
-        same, known = stage.view(clips, TrainingStep(5, stage.name, index, (0, 1, 2, 3)))
-        assert torch.equal(same, clips)
-        assert known.tolist() == [[True, *[False] * 5]] * 4
+        example = stage.example(batch, TrainingStep(5, stage.name, index, (0, 1, 2, 3)))
+        assert torch.equal(example.clean, strategy.latents(batch))
+        assert example.given.tolist() == [[True, *[False] * 5]] * 4
     step = TrainingStep(5, stage.name, 3, (0, 1, 2, 3))
-    _, known = stage.view(clips, step)
-    assert torch.equal(known, GivenFrames(1.0, 0.0)(clips, step)[1])
+    assert torch.equal(stage.example(batch, step).given, GivenFrames(1.0, 0.0).draw(step, 4, 6))
     assert not build(mask_past=0.0, mask_random=0.0).config.takes_frames
     assert build(mask_past=0.0, mask_random=0.0, first_frame_steps=1).config.takes_frames
 
 
 def test_levels_that_it_does_not_know_are_refused():
-    with pytest.raises(PlanError, match=r"level 'global'; vdm knows frames of the video"):
+    with pytest.raises(PlanError, match=r"is of level 'global'; vdm has a model for 'video' only"):
         build().check_plan(rooted(chunks(12, 6), "global"))
 
 
@@ -307,7 +312,7 @@ def test_bad_configurations(changes, message):
 
 def test_model_without_prompts_is_not_guided():
     strategy = build(words=())
-    assert strategy.defaults.guidance_scale == 1.0
+    assert strategy.levels["video"].guidance_scale == 1.0
     assert sampler(strategy)("", seed=0, num_inference_steps=2).frames.shape == (1, 6, 16, 16, 3)
     with pytest.raises(InvalidArgumentError, match="never learnt"):
         sampler(strategy)("red", num_inference_steps=2)

@@ -114,7 +114,7 @@ def test_class_labels_are_prompts(tmp_path):
         VDM.prepare(wrong, open_dataset(data))
     sampler = load(tmp_path)
     sampler.set_progress_bar_config(disable=True)
-    assert sampler.strategy.defaults.guidance_scale == CONFIG.guidance_scale
+    assert sampler.strategy.levels["video"].guidance_scale == CONFIG.guidance_scale
     arguments = {"seed": 0, "output_type": "latent", "num_inference_steps": 2}
     by_name = sampler(classes[1], **arguments).frames
     assert torch.equal(by_name, sampler(1, **arguments).frames)

@@ -55,11 +55,7 @@ class GlobalLevel(DenoisingLevel):
         Raises:
             InvalidArgumentError: several prompts for one ``v``.
         """
-        if not isinstance(request.prompt, str) and len(set(request.prompt.values())) > 1:
-            raise InvalidArgumentError(
-                f"prompt has {len(request.prompt)} texts by frame; glober makes one v for the whole video, so "
-                "one prompt. Give one text."
-            )
+        _check_one_prompt(request)
         return super().condition(call, canvas, request)
 
     def predict(self, x_t: Latents, t: Tensor, cond: Conditioning) -> Latents:
@@ -99,7 +95,12 @@ class FramesLevel(DenoisingLevel):
         self.index: IndexEmbedding = modules["index"]
 
     def condition(self, call: Call, canvas: Canvas, request: Request) -> Conditioning:
-        """The prompt, and what the branch adds, computed once for all steps of the solver."""
+        """The prompt, and what the branch adds, computed once for all steps of the solver.
+
+        Raises:
+            InvalidArgumentError: several prompts: the calls would decide which frames are told what.
+        """
+        _check_one_prompt(request)
         tokens, negative = self.tokens(call, request)
         scale = request.levels[self.name].guidance_scale
         v = canvas[GLOBAL, 0][None].to(self.strategy.device, torch.float32)
@@ -130,3 +131,11 @@ class FramesLevel(DenoisingLevel):
     def halves(self, call: Call) -> tuple[Call, Call] | None:
         """Any frames can be had alone."""
         return call.halves()
+
+
+def _check_one_prompt(request: Request) -> None:
+    if not isinstance(request.prompt, str) and len(set(request.prompt.values())) > 1:
+        raise InvalidArgumentError(
+            f"prompt has {len(request.prompt)} texts by frame; glober makes one v for the whole video, so one "
+            "prompt. Give one text."
+        )
