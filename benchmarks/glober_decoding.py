@@ -137,9 +137,9 @@ def branch(args: argparse.Namespace) -> dict[str, Any]:
     strategy = built(GLOBER, config_of(args.recipe), args)
     c, h, w = strategy.codec.latent_shape(*strategy.config.sample_size)
     frames, device = strategy.config.sample_frames, strategy.device
-    x = torch.zeros(1, c, frames, h, w, device=device, dtype=strategy.dtype)
+    x = torch.zeros(1, c, frames, h, w, device=device, dtype=strategy.frames_level.dtype)
     t, tokens = torch.full((1,), 500, device=device), strategy.text_encoder.encode(["a circle"])
-    tokens = tokens.to(strategy.dtype)
+    tokens = tokens.to(x.dtype)
     v = torch.zeros(1, *strategy.modules["video_encoder"].global_shape, device=device)
     vectors = strategy.modules["index"](torch.arange(frames, device=device) / frames)[None]
     kept = strategy.frames_level.decoder.features(v, vectors, (h, w))

@@ -116,7 +116,7 @@ class WithoutSolver(Toy):
 
 
 def test_what_a_call_answers_without_a_solver_counts():
-    strategy = on_meta(WithoutSolver)
+    strategy = WithoutSolver.create(ToyConfig())
     assert info.macs_per_call(strategy, all_at_once(8), request(strategy=strategy)) == conv_macs(8, 8, 8)
 
 

@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from temporal_codec import TemporalCodec
-from toy import Toy, ToyConfig, ToyNetwork, ToyStage, toy
+from toy import Toy, ToyConfig, ToyLevel, ToyNetwork, ToyStage, toy
 from vidgen.codecs import PixelCodec
 from vidgen.errors import InvalidArgumentError, UnknownNameError, VidgenError
 from vidgen.plans import tree
@@ -107,6 +107,10 @@ def broken(**methods):
     return type("Broken", (Toy,), methods)
 
 
+def broken_level(**methods):
+    return type("Broken", (Toy,), {"level_class": type("BrokenLevel", (ToyLevel,), methods)})
+
+
 counter = iter(range(10**9))
 
 
@@ -134,37 +138,39 @@ class Extra(Toy):
         super().__init__(config, modules, scheduler)
         self.helper = nn.Conv3d(12, 12, 1, bias=False)
 
-    def denoiser(self, call):
-        denoise = super().denoiser(call)
-        return lambda x, t, cond: denoise(x, t, cond) + self.helper(x)
+    class level_class(ToyLevel):
+        def denoise(self, x_t, t, cond):
+            return super().denoise(x_t, t, cond) + self.strategy.helper(x_t)
 
 
-class Drifting(Toy):
+class Drifting(ToyLevel):
     """Answers a call differently after others."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.answered = 0
+    answered = 0
 
-    def answer(self, call, solve, start, cond):
+    def answer(self, batch):
         self.answered += 1
-        return super().answer(call, solve, start, cond) + 0.05 * self.answered
+        return super().answer(batch) + 0.05 * self.answered
 
 
-class Ordered(Toy):
+class Expecting(ToyLevel):
     """Expects its calls in the order of the plan."""
 
     asked = 0
 
-    def plan(self, num_frames):
-        return tree(num_frames, 3)
-
     def condition(self, call, canvas, request):
         cond = super().condition(call, canvas, request)
-        expected = self.plan(request.num_frames).calls[self.asked]
+        expected = self.strategy.plan(request.num_frames).calls[self.asked]
         self.asked += 1
         cond.extras["prompt"] += 0.0 if call == expected else 1.0
         return cond
+
+
+class Ordered(Toy):
+    level_class = Expecting
+
+    def plan(self, num_frames):
+        return tree(num_frames, 3)
 
 
 class BlurryCodec(PixelCodec):
@@ -242,14 +248,14 @@ def ambient(kind):
 
 
 def no_prompt(self, call, canvas, request):
-    cond = Toy.condition(self, call, canvas, request)
+    cond = ToyLevel.condition(self, call, canvas, request)
     cond.extras["prompt"] = torch.zeros(1)
     return cond
 
 
 def one_word(self, call, canvas, request):
     """Understands one letter, and takes every other prompt for none."""
-    cond = Toy.condition(self, call, canvas, request)
+    cond = ToyLevel.condition(self, call, canvas, request)
     cond.extras["prompt"] = torch.full((1,), float(len(request.prompt) if "circle" in request.prompt else 0))
     return cond
 
@@ -280,11 +286,11 @@ CAUSES = {
         {"denoisers keep the shape": "not finite", "same seed, same video": "not finite"},
     ),
     "start noise unused": (
-        broken(answer=lambda self, call, solve, start, cond: torch.zeros_like(start)),
+        broken_level(answer=lambda self, batch: torch.zeros_like(batch.noise())),
         {"same seed, same video": "start noise is not used"},
     ),
     "answers change with time": (
-        Drifting,
+        type("Broken", (Toy,), {"level_class": Drifting}),
         {"cut-off sampling goes on": "calls made before it", "spans agree with the whole": "alone differ"},
     ),
     "order of calls": (
@@ -326,15 +332,15 @@ CAUSES = {
         {"plans cover every length": r"plan\(7\) covers 6 frames"},
     ),
     "own plan refused": (
-        broken(accepts=lambda self, plan: _refuse()),
-        {"plans cover every length": "accepts.. refuses the strategy's own"},
+        broken(check_plan=lambda self, plan: _refuse()),
+        {"plans cover every length": "check_plan.. refuses the strategy's own"},
     ),
     "prompt ignored": (
-        broken(condition=no_prompt),
+        broken_level(condition=no_prompt),
         {"prompts are understood or refused": "make the same video"},
     ),
     "unknown prompt ignored": (
-        broken(condition=one_word),
+        broken_level(condition=one_word),
         {"prompts are understood or refused": "no prompt at all"},
     ),
     "trains another's component": (

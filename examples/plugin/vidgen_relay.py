@@ -6,14 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import UNet3DConditionModel
-from torch import Tensor
 
-from vidgen import DataConfig, Recipe, TrainingConfig
-from vidgen.conditioning import Conditioning
-from vidgen.denoising import ClipConfig, DenoisingStrategy, mark_given
+from vidgen import ClipBatch, Conditioning, DataConfig, Recipe, TrainingConfig, TrainingStep
+from vidgen.denoising import ClipConfig, DenoisingStage, DenoisingStrategy, Example, mark_given
 from vidgen.noise import NoisePrior, Progressive
 from vidgen.plans import Plan, autoregressive
-from vidgen.trainable import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,23 @@ class RelayConfig(ClipConfig):
     prior: NoisePrior = field(default_factory=Progressive)
 
 
+class RelayStage(DenoisingStage):
+    """Learns such windows: a beginning with nothing given, or later frames behind two given ones."""
+
+    def example(self, batch: ClipBatch, step: TrainingStep) -> Example:
+        """Frame 0 and frames in a row, by their own numbers."""
+        found = super().example(batch, step)
+        length, later = self.strategy.window - 1, step.uniform("later") < 0.7
+        starts = 1 + later * (step.uniform("start") * (found.clean.shape[2] - length)).long()
+        frames = torch.stack([torch.tensor([0, *range(s, s + length)]) for s in starts])
+        clean = torch.stack([clip[:, row] for clip, row in zip(found.clean, frames, strict=True)])
+        return replace(found, clean=clean, frames=frames, given=later[:, None] & (torch.arange(length + 1) < 2))
+
+
 class Relay(DenoisingStrategy):
     """A 3D UNet makes the beginning, then window after window behind the first frame and the last one made."""
 
-    name, Config, stride = "relay", RelayConfig, None  # a call's frames need not be evenly spaced
+    name, Config, stage_class, stride = "relay", RelayConfig, RelayStage, None  # frames at any spacing
     component_types = DenoisingStrategy.component_types | {"network": (UNet3DConditionModel,)}
 
     @classmethod
@@ -47,17 +57,9 @@ class Relay(DenoisingStrategy):
         later = [replace(c, frames=(0, *c.frames[1:]), given=(first, c.given[1])) for c in plan.calls[1:]]
         return replace(plan, calls=(plan.calls[0], *later))
 
-    def view(self, clips: Tensor, step: TrainingStep) -> tuple[Tensor, Tensor]:
-        """Learn such windows: a beginning with nothing given, or later frames behind two given ones."""
-        length, later = self.window - 1, step.uniform("later") < 0.7
-        starts = 1 + later * (step.uniform("start") * (clips.shape[2] - length)).long()
-        rows = [clip[:, [0, *range(s, s + length)]] for clip, s in zip(clips, starts, strict=True)]
-        return torch.stack(rows), later[:, None] & (torch.arange(self.window) < 2)
-
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """Ask the network, with given frames clean and marked in one more channel."""
-        prediction: Tensor = self.modules["network"](mark_given(x_t, cond), t, cond.tokens).sample
-        return prediction
+        return self.modules["network"](mark_given(x_t, cond), t, cond.tokens).sample
 
 
 def tiny() -> Recipe:

@@ -12,6 +12,8 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "Call": "plans",
+    "ClipBatch": "video.dataset",
+    "Conditioning": "conditioning",
     "DataConfig": "video.dataset",
     "Diffusion": "diffusion",
     "NoisePrior": "noise",
@@ -24,6 +26,7 @@ _HOMES = {
     "Strategy": "strategy",
     "Trainer": "training",
     "TrainingConfig": "recipe",
+    "TrainingStep": "trainable",
     "Video": "video",
     "load": "sampling",
     "open_dataset": "video.dataset",

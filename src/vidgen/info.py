@@ -32,7 +32,7 @@ from vidgen.nn import flop_counter
 from vidgen.paths import expanded
 from vidgen.plans import Call, Plan
 from vidgen.recipe import Recipe
-from vidgen.request import Canvas, Request
+from vidgen.request import Canvas, LevelSettings, Request
 from vidgen.strategy import Strategy
 from vidgen.trainable import StageRecord, TrainingRecord
 from vidgen.video.dataset import is_registered, open_dataset
@@ -234,11 +234,16 @@ def _macs(strategy: Strategy, plan: Plan, call: Call, request: Request) -> float
     with _without_gradients(strategy), flop_counter() as counter:
         model.answer(batch)
     flops = float(counter.get_total_flops())
-    settings = request.levels[call.level]
     # A loop of the level's own was counted whole, the solver for one evaluation.
-    loop = 1 if settings.diffusion is None else settings.diffusion.num_evaluations(settings.num_inference_steps)
-    evaluations = 1 if batch.solved else model.evaluations(call, loop)
+    evaluations = (
+        1 if batch.solved else model.evaluations(call, _solver_evaluations(request.levels[call.level]))
+    )
     return flops / 2 / max(1, evaluations)  # PyTorch counts a multiplication and an addition as two
+
+
+def _solver_evaluations(settings: LevelSettings) -> int:
+    diffusion = settings.diffusion
+    return 1 if diffusion is None else diffusion.num_evaluations(settings.num_inference_steps)
 
 
 @contextmanager

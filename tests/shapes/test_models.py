@@ -68,13 +68,15 @@ def scores(name: str, group: str = "trained") -> dict[str, dict[str, Any]]:
 
 def test_records_reach_the_goals() -> None:
     image, video, unseen = scores("shapes/ldm"), scores("shapes/vdm"), scores("shapes/vdm", "held_out")
-    assert min(image[f"prompt_{name}"]["value"] for name in ("shape", "colour")) >= 0.95
+    assert min(image[f"prompt_{name}"]["value"] for name in ("shape", "colour")) >= 0.98
+    assert image["constancy_one_colour"]["value"] >= 0.98
     assert min(video[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
     assert min(unseen[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.7
     whole, whole_unseen = scores("shapes/glober"), scores("shapes/glober", "held_out")
     assert min(whole[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
     assert min(whole_unseen[f"prompt_{name}"]["value"] for name in ("shape", "colour", "motion")) >= 0.9
-    assert {s["num_generated"] for s in (*image.values(), *video.values(), *whole.values())} == {512}
+    judged = [s for s in (*image.values(), *video.values(), *whole.values()) if "constancy" not in s["key"]]
+    assert {score["num_generated"] for score in judged} == {512}
     for made_videos in (video, whole):
         assert made_videos["fvd"]["value"] <= 5 * made_videos["fvd"]["null"]
         assert made_videos["position_spread"]["value"] >= 0.8
@@ -91,13 +93,15 @@ def test_records_were_judged_by_the_classifier_of_the_package() -> None:
     for name in ("shapes/glober", "shapes/ldm", "shapes/vdm"):
         for score in scores(name).values():
             protocol = score["protocol"]
+            if "constancy" in score["key"]:  # measured by segmentation
+                continue
             judge = protocol.get("extractor") or protocol["classifier"]
             assert judge["weights"] == weights, (name, score["key"])
 
 
 def test_all_of_them_are_small() -> None:
     files = [file for name in NAMES for file in plugins.model_folder(name).rglob("*.safetensors")]
-    assert sum(file.stat().st_size for file in files) < 24e6
+    assert sum(file.stat().st_size for file in files) < 40e6  # with what is to come
     classifier = plugins.model_folder("shapes/classifier").rglob("*.safetensors")
     assert sum(file.stat().st_size for file in classifier) < 1e6
 
@@ -233,7 +237,7 @@ def test_parts_of_the_image_model_load_with_diffusers() -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     text = VocabularyEncoder.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     tokens = strategy.text_encoder.encode(["a red circle moves left"])
     with torch.no_grad():
         told = text.float().encode(["a red circle moves left"])
