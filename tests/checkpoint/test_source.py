@@ -137,3 +137,9 @@ def test_find_checkpoint_names_what_is_missing(tmp_path):
         checkpoint.find_checkpoint(tmp_path / "nothing")
     (tmp_path / "vidgen.json").write_text(json.dumps({}))
     assert checkpoint.find_checkpoint(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("source", [None, "", 3, b"shapes/vdm"])
+def test_what_is_no_place_is_refused(source):
+    with pytest.raises(InvalidArgumentError, match="expected a folder, the name of a bundled model, or a hub id"):
+        checkpoint.locate(source)

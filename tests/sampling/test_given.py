@@ -392,3 +392,12 @@ def test_the_rate_is_the_strategys_for_so_many_frames():
     assert made("a", seed=0, num_frames=10, fps=3).fps == 3.0
     assert made("a", seed=0, num_frames=10, frames=[1, 2]).fps == 5.0
     assert made("a", seed=0, video=CLIP[:6], strength=1.0).fps == 3.0
+
+
+def test_a_result_is_a_given_video_as_it_is(sampler):
+    made = sampler(["a", "b"], num_frames=6, seed=0)
+    whole = frames(sampler, video=made.videos[1].frames, num_frames=10)
+    one = sampler("b", num_frames=6, seed=0)
+    np.testing.assert_allclose(frames(sampler, video=one, num_frames=10), whole, atol=2)
+    both = sampler("a", video=made, num_frames=10, seed=5, num_inference_steps=4)
+    assert len(both.videos) == 2  # one for each video of the result

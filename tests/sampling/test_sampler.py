@@ -382,6 +382,7 @@ def test_pinned_pictures_come_back_and_steer(sampler):
         ({"frames": ["a"]}, InvalidArgumentError, "frames is 'a'"),
         ({"latents": np.zeros(3)}, InvalidArgumentError, "expected a tensor"),
         ({"plan": 3}, InvalidArgumentError, "expected a vidgen Plan"),
+        ({"num_frames": True}, InvalidArgumentError, "num_frames is True"),
         ({"eta": float("nan")}, InvalidArgumentError, "eta is nan"),
         ({"fps": float("inf")}, InvalidArgumentError, "fps is inf"),
         ({"batch_size": 2.0}, InvalidArgumentError, "batch_size is 2.0"),

@@ -33,6 +33,11 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         CheckpointError: there is no checkpoint; the message lists what was tried.
         InvalidArgumentError: ``revision`` was given for something that is not on the hub.
     """
+    if not isinstance(source, str | os.PathLike) or source == "":
+        raise InvalidArgumentError(
+            f"{source!r} ({type(source).__name__}) was given as a checkpoint; expected a folder, the name of a "
+            "bundled model, or a hub id user/repo."
+        )
     path = expanded(source)
     if isinstance(source, Path) or _is_path(source) or settled(path).is_dir():
         _refuse_revision(source, revision, "a folder")

@@ -180,6 +180,8 @@ def _each(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
 
 
 def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool):
+        raise _wrong(name, value, "a whole number")
     try:
         return int(operator.index(value))
     except TypeError:

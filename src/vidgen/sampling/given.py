@@ -114,7 +114,8 @@ def _apart(value: Any, ndim: int, name: str) -> list[Any]:
 
 
 def _videos(video: Any, size: tuple[int, int]) -> list[Tensor]:
-    """Return the clips of one video, or of one for each prompt: a list of videos, or a batch."""
+    """Return the clips of one video, or of one for each prompt: a list of videos, a batch, or a result."""
+    video = getattr(video, "videos", video)  # of a sampler's output
     batch = isinstance(video, Tensor | np.ndarray) and video.ndim == 5
     several = batch or (isinstance(video, list | tuple) and bool(video) and all(map(_is_video, video)))
     videos = _apart(video, 4, "video") if several else [video]
