@@ -141,5 +141,5 @@ def test_find_checkpoint_names_what_is_missing(tmp_path):
 
 @pytest.mark.parametrize("source", [None, "", 3, b"shapes/vdm"])
 def test_what_is_no_place_is_refused(source):
-    with pytest.raises(InvalidArgumentError, match="expected a folder, the name of a bundled model, or a hub id"):
+    with pytest.raises(InvalidArgumentError, match="expected a folder, the name of a bundled model"):
         checkpoint.locate(source)

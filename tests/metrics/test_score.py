@@ -68,7 +68,7 @@ def test_scores_of_format_1_are_read() -> None:
     old = {**rising.to_json(), "format": 1}
     del old["goal"]
     assert Score.from_json(old) == rising
-    models = Path(vidgen.__file__).parent / "models"
+    models = Path(vidgen.__file__).parent / "shapes" / "models"
     records = [json.loads(file.read_text(encoding="utf-8")) for file in models.rglob("record.json")]
     groups = [group for record in records for group in record.get("quality", {}).get("scores", {}).values()]
     found = [Score.from_json(data) for group in groups for data in group]

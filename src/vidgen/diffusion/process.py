@@ -118,7 +118,7 @@ class Diffusion:
         if t.ndim not in (1, 2):
             raise InvalidArgumentError(f"timesteps have shape {tuple(t.shape)}; expected (b,) or (b, f).")
         clean = (t == CLEAN).to(like.device)
-        t = t.clamp_min(0)
+        t = t.masked_fill(t == CLEAN, 0)
         if self.process == "flow":
             noise = t.to(like.device, torch.float32) / self.num_train_timesteps
             signal = 1 - noise

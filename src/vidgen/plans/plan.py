@@ -291,7 +291,7 @@ class Plan:
 def _with_given(call: Call, pins: frozenset[Slot]) -> Call:
     """The call when it is handed every pinned frame it covers instead of making it."""
     covered = [slot for slot in ((call.level, frame) for frame in call.frames) if slot in pins]
-    if not covered:
+    if not covered and pins.isdisjoint(call.emits):
         return call
     above = [slot for slot in call.given if slot[0] != call.level]
     own = sorted({slot for slot in call.given if slot[0] == call.level} | set(covered))

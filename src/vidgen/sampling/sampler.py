@@ -257,10 +257,10 @@ class Sampler:
                 an array (h w c) or a tensor (c h w), as results are. Of any size: it is scaled to cover the
                 video's and cropped to its centre. A list, or a batch, gives one per prompt.
             last_image: the same for the last frame.
-            video: a given video: a ``Video``, the result of another call, a path, pictures, uint8 (f h w c), or floating point in [0, 1],
-                an array (f h w c) or a tensor (f c h w). As long as the result and without a mask it is made
-                anew with ``strength``; a shorter one is continued. A list of videos, or a batch, gives one per
-                prompt.
+            video: a given video: a ``Video``, the result of another call, a path, pictures, uint8 (f h w c), or
+                floating point in [0, 1], an array (f h w c) or a tensor (f c h w). As long as the result and
+                without a mask it is made anew with ``strength``; a shorter one is continued. A list of videos,
+                or a batch, gives one per prompt.
             mask: what of ``video`` is made anew: True or white, per frame (f) or per pixel (f h w), or the path
                 of pictures or a video. Whole frames that stay are conditions of the strategy; pixels that stay
                 are held at every step.

@@ -182,7 +182,7 @@ class FolderSource(DataSource):
                 f"no data was named; expected {_EXPECTED}{_named()}. Give it as --data, or as data.path."
             )
         return VideoFolder(
-            os.path.expanduser(config.path),  # noqa: PTH111  # unlike Path's, no error for a "~name" of nobody
+            expanded(config.path),
             clip_length=config.clip_length,
             stride=config.stride,
             size=config.size,

@@ -120,6 +120,11 @@ def test_settings_of_the_paper():
         assert model.drop_text > 0  # guidance needs it
         assert recipe.data.clip_length == model.sample_frames == 16
         assert model.sample_size == (recipe.data.size, recipe.data.size)
+        second = recipe.training_of("generator")
+        assert second.steps == {80_000: 200_000, 40_000: 100_000}[training.steps]
+        assert (second.batch_size, second.micro_batch_size) == (256, 32)
+        assert second.learning_rate == training.learning_rate
+        assert recipe.training_of("autoencoder") == training
     assert load("ucf101_256").training.micro_batch_size == 40
 
 
