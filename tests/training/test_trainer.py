@@ -581,3 +581,11 @@ def test_a_given_strategy_learns_the_words_that_its_new_captions_have(tmp_path):
     loaded = checkpoint.load_strategy(tmp_path, device="cpu")
     assert loaded.config.words == tuple(loaded.text_encoder.config.words) == words
     loaded.text_encoder.check(["clip 3", "red"])
+
+
+def test_a_strategy_without_stages_is_not_trained(tmp_path):
+    strategy = toy()
+    strategy.stages = tuple
+    with pytest.raises(InvalidArgumentError, match="'toy' has no stages of training"):
+        trainer(tmp_path / "run", strategy)
+    assert not (tmp_path / "run").exists()

@@ -107,7 +107,7 @@ class Subject:
             except InvalidArgumentError:
                 continue
             calls = sum(call.level == plan.video.name for call in plan.calls)
-            if calls > most_calls:
+            if (calls, frames) > (most_calls, most):
                 most, most_calls = frames, calls
             if calls >= 3:
                 break
@@ -257,6 +257,7 @@ def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _shake(strategy: Strategy, seed: int) -> None:
     learns = {name for stage in strategy.stages() for name in stage.components}
+    learns = learns or set(strategy.modules) - {"codec"}  # of a strategy that runs the weights of another
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in strategy.parameters_of(*sorted(learns)):

@@ -164,6 +164,7 @@ def cached(subject: Subject) -> str:
 
 def resumed(subject: Subject) -> str:
     """A training that was cut off goes on to the same weights, to the last bit."""
+    _stages(subject)  # skipped where there is nothing to train
     whole = _train(subject, "whole", cut=False)
     _train(subject, "cut", cut=True)
     again = _train(subject, "cut", cut=False)

@@ -93,6 +93,11 @@ class Trainer:
             strategy_class = plugins.load_trainable(recipe.strategy)
             recipe = replace(recipe, model=strategy_class.prepare(recipe.model, self.dataset))
             strategy = checkpoint.build(strategy_class, recipe.model, seed=self.config.seed)
+        if not strategy.stages():
+            raise InvalidArgumentError(
+                f"strategy {strategy.name!r} has no stages of training; it runs the weights of another one. "
+                "Train that one."
+            )
         self.processes = Processes(device)
         for stage in strategy.stages():
             share_of(recipe.training_of(stage.name).batch_size, self.processes.world)
