@@ -289,6 +289,10 @@ CAUSES = {
         broken_level(answer=lambda self, batch: torch.zeros_like(batch.noise())),
         {"same seed, same video": "start noise is not used"},
     ),
+    "steps ignored": (
+        broken_level(answer=lambda self, batch: self.denoise(batch.noise(), torch.full((1,), 500), batch.cond)),
+        {"settings reach every level": "level 'video' makes the same of 2 and 3 solver steps"},
+    ),
     "answers change with time": (
         type("Broken", (Toy,), {"level_class": Drifting}),
         {"cut-off sampling goes on": "calls made before it", "spans agree with the whole": "alone differ"},

@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "given pictures are kept": sampling.pins,
     "cut-off sampling goes on": sampling.resumed,
     "denoisers keep the shape": sampling.denoisers,
+    "settings reach every level": sampling.settings,
     "prompts are understood or refused": sampling.prompts,
     "sampling draws by keys": sampling.keyed,
     "optimisers hold what is declared": training.optimizers,

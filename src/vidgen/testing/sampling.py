@@ -29,6 +29,7 @@ __all__ = [
     "prompts",
     "resumed",
     "seeds",
+    "settings",
     "spans",
     "streamed",
 ]
@@ -182,6 +183,27 @@ def _looking(name: str, denoise: Denoiser, seen: list[str]) -> Denoiser:
         return answer
 
     return look
+
+
+def settings(subject: Subject) -> str:
+    """The solver steps of a level, given by its name, are those that it takes."""
+    strategy = subject.strategy
+    plan = strategy.plan(strategy.codec.latent_frames(subject.num_frames))
+    asked = [name for name in strategy.levels if name in {call.level for call in plan.calls}]
+    names = [name for name in asked if strategy.levels[name].diffusion is not None]
+    if not names:
+        raise Skipped("no level has a noise process.")
+    usual = dict.fromkeys(strategy.levels, subject.steps)
+    same = subject.latents(strategy, num_inference_steps=usual)
+    expect(torch.equal(same, subject.video), "steps given by level make another video than the same for all.")
+    for name in names:
+        more = subject.latents(strategy, num_inference_steps={**usual, name: subject.steps + 1})
+        expect(
+            not torch.equal(more, subject.video),
+            f"level {name!r} makes the same of {subject.steps} and {subject.steps + 1} solver steps: its "
+            "answer() ignores them. Use batch.solve, or batch.settings in a loop of its own.",
+        )
+    return ", ".join(names)
 
 
 def prompts(subject: Subject) -> str:
