@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from barcodes import HEIGHT, WIDTH, barcode, encode, numbers
 
 from vidgen.errors import UnknownNameError, VideoError
-from vidgen.video import VideoReader
+from vidgen.video import Video, VideoReader
 
 
 def texture(count: int) -> list[np.ndarray]:
@@ -154,3 +155,19 @@ def test_the_film_is_read_and_no_larger_still(tmp_path: Path) -> None:
         container.mux(still.encode(None))
     with VideoReader(tmp_path / "a.mp4") as reader:
         assert numbers(list(reader)) == list(range(12))
+
+
+def test_a_reader_does_not_wait_for_messages_of_its_own_threads(tmp_path: Path) -> None:
+    """Older torchvisions have FFmpeg's messages handed to Python; its threads then wait for the interpreter."""
+    video = tmp_path / "a.mp4"
+    Video(np.zeros((4, 16, 16, 3), np.uint8), 8.0).save(video)
+    before = av.logging.get_level()
+    try:
+        av.logging.set_level(av.logging.ERROR)
+        reader = VideoReader(video)
+        assert av.logging.get_level() is None
+        av.logging.set_level(av.logging.ERROR)  # by an import in the middle of it
+        reader.read_frames([0])
+        assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(before)

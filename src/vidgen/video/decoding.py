@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import av
+import av.logging
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -60,6 +61,7 @@ def decode(packets: Iterator[VideoPacket], start: int | None, damage: Damage) ->
     Frames shown before ``start`` follow the keyframe there in the file, but are built on what came
     before it: they are left out, and that they cannot be decoded is no damage.
     """
+    _no_messages()
     waiting = _Waiting(damage)
     for order, (packet, missing) in enumerate(_readable(packets, damage)):
         early = start is not None and packet.pts is not None and packet.pts < start
@@ -213,6 +215,7 @@ def open_video(path: Path, strict: bool = True) -> tuple[InputContainer, VideoSt
         raise VideoError(f"{path} is empty (0 bytes).")
     try:
         # "file:" so that a colon in a name is none of a protocol.
+        _no_messages()
         container = av.open(f"file:{os.fspath(path)}", "r", metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -252,3 +255,12 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
             "cannot be found."
         )
     return stream
+
+
+def _no_messages() -> None:
+    """Let FFmpeg report nothing to Python, as it is unless somebody asked for it (older torchvisions do).
+
+    A decoding thread would need the interpreter for its message, while the interpreter waits for the thread.
+    """
+    if av.logging.get_level() is not None:
+        av.logging.set_level(None)
