@@ -26,7 +26,7 @@ from vidgen.denoising import (
 )
 from vidgen.errors import InvalidArgumentError, PlanError
 from vidgen.noise import Decomposed, NoiseKey, Progressive
-from vidgen.plans import all_at_once, autoregressive, chunks, keyframes
+from vidgen.plans import Level, Plan, all_at_once, autoregressive, chunks, keyframes
 from vidgen.request import Canvas, Request
 from vidgen.sampling import Sampler
 from vidgen.strategies.vdm import VDM, VDMConfig
@@ -348,13 +348,24 @@ def test_defaults_and_plans_that_fit():
     strategy.check_plan(keyframes(7, 4))
 
 
+def test_plans_that_give_what_the_network_cannot_read_are_refused():
+    first, second = chunks(12, 6).calls
+    levels = (Level("state", 2, 1, state=True), *chunks(12, 6).levels)
+    context = Plan((first, replace(second, given=(("video", 5),))), levels)
+    with pytest.raises(PlanError, match="given frame 5, which is not among its frames; small"):
+        small().check_plan(context)
+    leaving = replace(first, emits=(*first.emits, ("state", 0)))
+    with pytest.raises(PlanError, match="given level 'state'; small knows frames of the video"):
+        small().check_plan(Plan((leaving, replace(second, given=(("state", 0),))), levels))
+
+
 def test_condition_has_the_prompt_of_the_first_new_frame_and_what_is_given():
     strategy = small()
     call = autoregressive(10, 6, 2).calls[1]  # frames 4..9, of which 4 and 5 are given
     canvas = Canvas({slot: torch.full((12, 8, 8), float(slot[1])) for slot in call.given})
     first, second = strategy.config.words[:2]
     level = strategy.levels["video"]
-    request = Request({0: first, 6: second}, "", 0, 10, 16, 16, 8.0, levels_of(strategy, guidance_scale=3.0))
+    request = Request({0: first, 6: second}, "", 0, 10, 16, 16, 8.0, levels_of(strategy, guidance_scale=4.0))
     with torch.no_grad():
         cond = level.condition(call, canvas, request)
         texts = strategy.text_encoder.encode([second, ""])
@@ -365,7 +376,7 @@ def test_condition_has_the_prompt_of_the_first_new_frame_and_what_is_given():
     with torch.no_grad():
         guided = level.denoise(x, t, cond)
         one, none = (strategy.predict(x, t, branch) for branch in (cond.positive(), cond.negative()))
-    torch.testing.assert_close(guided, none + 3 * (one - none))
+    torch.testing.assert_close(guided, none + 4 * (one - none))
 
 
 def test_without_prompts_nothing_is_guided_and_frozen_encoders_do_not_learn():

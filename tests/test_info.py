@@ -214,19 +214,21 @@ def installed(monkeypatch, kind):
     )
 
 
-class Views(Toy):
+class ViewsLevel(ToyLevel):
     """Hands views of what needs gradients through a module, as a learned embedding is repeated."""
 
-    def denoiser(self, call):
-        network = super().denoiser(call)
-        conv = self.modules["network"].conv
-        seen = torch.nn.Identity()
-        return lambda x, t, cond: network(x + 0 * seen(conv.bias.expand(1, 12)).mean(), t, cond)
+    def denoise(self, x_t, t, cond):
+        seen, bias = torch.nn.Identity(), self.strategy.modules["network"].conv.bias
+        return super().denoise(x_t + 0 * seen(bias.expand(1, 12)).mean(), t, cond)
+
+
+class Views(Toy):
+    level_class = ViewsLevel
 
 
 def test_counting_leaves_what_needs_gradients_as_it_was():
     strategy = Views.create(ToyConfig())
-    strategy.modules["network"].conv.bias.requires_grad_(False)
+    strategy.modules["network"].conv.weight.requires_grad_(False)  # not what is viewed
     strategy.modules["scale"].requires_grad_(False)
     before = [p.requires_grad for p in strategy.parameters_of(*strategy.modules)]
     assert set(before) == {True, False}

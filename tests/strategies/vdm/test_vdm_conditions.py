@@ -155,7 +155,7 @@ def test_prompt_embeddings_stand_for_prompts():
 
 def test_unknown_words_of_any_frame_are_refused_before_the_first_call():
     sampler = fresh()
-    sampler.strategy.condition = None  # nothing may be asked for
+    sampler.strategy.levels["video"].condition = None  # nothing may be asked for
     with pytest.raises(InvalidArgumentError, match=r"'cirkle'.*did you mean 'circle'"):
         sampler({0: "red circle", 500: "cirkle"}, num_frames=600)
 
